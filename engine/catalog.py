@@ -1,0 +1,221 @@
+"""The catalog: which bases, layers, jobs and snapshots there are. SQLite in WAL mode, one JSON document a row.
+
+The catalog may lag behind the disk, never lead it. `Catalog.transaction` is the only way to write; with
+``durable=True`` it returns when the commit is on the device, else a power cut may take back the last commits
+(whole, in order), which is enough for intents: a power cut takes the processes with it.
+
+A connection belongs to one thread; the catalog opens one for each thread that asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from engine.errors import Busy, Damaged, NameTaken, NoSpace, NotFound
+from engine.model import Base, Job, Layer, Snapshot, Value
+
+VERSION = 1
+_SCHEMA = """
+CREATE TABLE base     (id TEXT PRIMARY KEY, document BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE tag      (name TEXT PRIMARY KEY, base TEXT NOT NULL REFERENCES base(id)) WITHOUT ROWID;
+CREATE TABLE layer    (id TEXT PRIMARY KEY, document BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE job      (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, document BLOB NOT NULL)
+                      WITHOUT ROWID;
+CREATE TABLE snapshot (id TEXT PRIMARY KEY, job TEXT NOT NULL, document BLOB NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+_BUSY_TIMEOUT = 30.0
+"""seconds a writer waits for another one; every transaction is a few rows"""
+
+Document = TypeVar("Document", bound=Value)
+
+
+class Catalog:
+    """One catalog file. Every method may be called from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        with _translated(path):
+            self._prepare()
+
+    def close(self) -> None:
+        with self._guard:
+            for connection in self._opened:
+                connection.close()
+            self._opened.clear()
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[Transaction]:
+        """All of it or nothing. Raises NoSpace, Busy, Damaged; the block's own exceptions roll it back."""
+        with _translated(self._path):
+            connection = self._connection()
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield Transaction(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.rollback()
+                raise
+
+    def jobs(self) -> list[Job]:
+        return self._all("SELECT document FROM job", (), Job)
+
+    def jobs_in(self, *states: str) -> list[Job]:
+        marks = ",".join("?" * len(states))
+        return self._all(f"SELECT document FROM job WHERE state IN ({marks})", states, Job)
+
+    def job(self, ref: str) -> Job:
+        """By id, by name or by an unambiguous beginning of the id. Raises NotFound."""
+        named = self._all("SELECT document FROM job WHERE name = ?", (ref,), Job)
+        return named[0] if named else self._by_id("job", ref, Job)
+
+    def snapshots(self) -> list[Snapshot]:
+        return self._all("SELECT document FROM snapshot", (), Snapshot)
+
+    def snapshot(self, ref: str) -> Snapshot:
+        """By id or an unambiguous beginning of it. Raises NotFound."""
+        return self._by_id("snapshot", ref, Snapshot)
+
+    def layers(self) -> list[Layer]:
+        return self._all("SELECT document FROM layer", (), Layer)
+
+    def bases(self) -> list[Base]:
+        """With their names filled in from the tags."""
+        return [self._named(base) for base in self._all("SELECT document FROM base", (), Base)]
+
+    def base(self, ref: str) -> Base:
+        """By name, digest or an unambiguous beginning of the digest. Raises NotFound."""
+        query = "SELECT document FROM base JOIN tag ON base.id = tag.base WHERE tag.name = ?"
+        named = self._all(query, (ref,), Base)
+        return self._named(named[0] if named else self._by_id("base", ref, Base))
+
+    def _named(self, base: Base) -> Base:
+        with _translated(self._path):
+            rows = self._connection().execute("SELECT name FROM tag WHERE base = ? ORDER BY name", (base.digest,))
+            return msgspec.structs.replace(base, names=tuple(name for (name,) in rows))
+
+    def _by_id(self, table: str, ref: str, kind: type[Document]) -> Document:
+        # A range instead of LIKE: uses the index, and nothing in `ref` is a wildcard.
+        query = f"SELECT document FROM {table} WHERE id >= ? AND id < ? ORDER BY id LIMIT 2"
+        found = self._all(query, (ref, ref + "\U0010ffff"), kind) if ref else []
+        if len(found) == 1 or (found and _identity(found[0]) == ref):
+            return found[0]
+        if found:
+            raise NotFound(f"{table} {ref} is ambiguous", hint="give more of its id")
+        raise NotFound(f"no {table} {ref}")
+
+    def _all(self, query: str, values: tuple[str, ...], kind: type[Document]) -> list[Document]:
+        with _translated(self._path):
+            rows = self._connection().execute(query, values).fetchall()
+            return [msgspec.json.decode(document, type=kind) for (document,) in rows]
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(
+                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA foreign_keys = ON")
+            self._local.connection = connection
+            with self._guard:
+                self._opened.append(connection)
+        return connection
+
+    def _prepare(self) -> None:
+        connection = self._connection()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == VERSION:
+            return
+        if version > VERSION:
+            raise Damaged(f"{self._path} was written by a newer serac (format {version})", hint="upgrade serac")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("BEGIN IMMEDIATE")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+        connection.execute("COMMIT")
+
+
+class Transaction:
+    """Writes within `Catalog.transaction`. Reads through the catalog see them in the same thread."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def add_job(self, job: Job) -> None:
+        """Raises NameTaken."""
+        try:
+            self._write("INSERT INTO job VALUES (?, ?, ?, ?)", job.id, job.name, job.state, _encode(job))
+        except sqlite3.IntegrityError as error:
+            raise NameTaken(f"there is a job {job.name} already") from error
+
+    def put_job(self, job: Job) -> None:
+        self._write("UPDATE job SET state = ?, document = ? WHERE id = ?", job.state, _encode(job), job.id)
+
+    def put_layer(self, layer: Layer) -> None:
+        self._write("INSERT OR REPLACE INTO layer VALUES (?, ?)", layer.id, _encode(layer))
+
+    def put_snapshot(self, snapshot: Snapshot) -> None:
+        self._write("INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", snapshot.id, snapshot.job, _encode(snapshot))
+
+    def put_base(self, base: Base) -> None:
+        bare = msgspec.structs.replace(base, names=())
+        self._write("INSERT OR REPLACE INTO base VALUES (?, ?)", base.digest, _encode(bare))
+
+    def put_tag(self, name: str, digest: str) -> None:
+        self._write("INSERT OR REPLACE INTO tag VALUES (?, ?)", name, digest)
+
+    def remove_job(self, job_id: str) -> None:
+        self._write("DELETE FROM job WHERE id = ?", job_id)
+
+    def remove_layer(self, layer_id: str) -> None:
+        self._write("DELETE FROM layer WHERE id = ?", layer_id)
+
+    def remove_snapshot(self, snapshot_id: str) -> None:
+        self._write("DELETE FROM snapshot WHERE id = ?", snapshot_id)
+
+    def remove_tag(self, name: str) -> None:
+        self._write("DELETE FROM tag WHERE name = ?", name)
+
+    def remove_base(self, digest: str) -> None:
+        self._write("DELETE FROM tag WHERE base = ?", digest)
+        self._write("DELETE FROM base WHERE id = ?", digest)
+
+    def _write(self, statement: str, *values: Any) -> None:
+        self._connection.execute(statement, values)
+
+
+def _identity(document: Value) -> str:
+    return str(getattr(document, "digest", None) or getattr(document, "id", ""))
+
+
+def _encode(document: Value) -> bytes:
+    return msgspec.json.encode(document)
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        message = f"{path}: {error}"
+        if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            raise NoSpace(message) from error
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise Busy(message) from error
+        raise Damaged(message, hint="is it a serac root, and writable?") from error
+    except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
+        raise Damaged(f"{path}: {error}", hint="the snapshots' own manifests in layers/ are unharmed") from error

@@ -1,0 +1,231 @@
+"""A job's control groups: one in cgroup v2 to freeze, kill and count, and where a limit is asked for one in each v1
+hierarchy that has the controller (hybrid hosts), else the limit in v2.
+
+Sources: cgroup-v2.rst (cgroup.freeze, cgroup.events, cgroup.kill), cgroup-v1/memory.rst, sched-bwc.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from engine.errors import HostLacks, InvalidInput, SeracError, Timeout, from_os
+from engine.kernel.mountinfo import mounts
+from engine.model import Limits, Value
+
+_PERIOD = 100_000
+"""microseconds of a cpu quota's period, the kernel's default"""
+
+_RACES = 20
+
+
+class Hierarchies(Value, frozen=True, kw_only=True):
+    """Where this host mounts its control groups."""
+
+    unified: str
+    controllers: dict[str, str] = {}
+    """v1: controller -> mount point; empty on a host that has only v2"""
+
+
+class Group(Value, frozen=True, kw_only=True):
+    """The control groups of one job."""
+
+    path: str
+    """in v2"""
+    legacy: tuple[str, ...] = ()
+    """in v1"""
+
+
+def hierarchies() -> Hierarchies:
+    """Raises HostLacks where cgroup v2 isn't mounted."""
+    unified, controllers = None, {}
+    for mount in mounts():
+        if mount.type == "cgroup2":
+            unified = unified or mount.target
+        elif mount.type == "cgroup":
+            controllers.update(dict.fromkeys(mount.options & {"memory", "cpu", "pids"}, mount.target))
+    if unified is None:
+        raise HostLacks("cgroup v2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup/unified")
+    return Hierarchies(unified=unified, controllers=controllers)
+
+
+def locate(host: Hierarchies, tag: str, job: str, limits: Limits) -> Group:
+    """The groups that a job has or would have; nothing is made. ``tag`` stands for the root."""
+    below = f"serac/{tag}/{job}"
+    legacy = {host.controllers[name] for name in _wanted(limits) if name in host.controllers}
+    return Group(path=f"{host.unified}/{below}", legacy=tuple(sorted(f"{top}/{below}" for top in legacy)))
+
+
+def create(host: Hierarchies, group: Group, limits: Limits) -> None:
+    """Make the groups and set the limits. Raises HostLacks when a controller for a limit is nowhere to be had,
+    InvalidInput when the kernel refuses the value."""
+    below = [name for name in _wanted(limits) if name not in host.controllers]
+    try:
+        _made(functools.partial(_make, Path(group.path), Path(host.unified), below))
+        for path in group.legacy:
+            _made(functools.partial(Path(path).mkdir, parents=True))
+        for name, file, value in _settings(limits, legacy=host.controllers):
+            directory = _legacy_path(host, group, name) or group.path
+            _write(Path(directory, file), value)
+    except OSError as error:
+        remove(group)
+        if error.errno in (errno.EINVAL, errno.ERANGE, errno.EBUSY):
+            raise InvalidInput(f"the kernel refuses the limit: {error}") from error
+        raise from_os(error, "create control group") from error
+    except SeracError:
+        remove(group)
+        raise
+
+
+def freeze(group: Group, *, timeout: float) -> None:
+    """Return when every process of the job stands still. Raises Timeout, with the job thawed again."""
+    try:
+        with _events(group) as events:
+            _write(Path(group.path, "cgroup.freeze"), "1")
+            if events.wait("frozen 1", timeout):
+                return
+            _write(Path(group.path, "cgroup.freeze"), "0")
+    except OSError as error:
+        raise from_os(error, "freeze") from error
+    raise Timeout(f"the job did not freeze within {timeout:g} s", hint="a process is stuck in the kernel (state D)")
+
+
+def thaw(group: Group) -> None:
+    try:
+        _write(Path(group.path, "cgroup.freeze"), "0")
+    except OSError as error:
+        raise from_os(error, "thaw") from error
+
+
+def kill(group: Group, *, timeout: float) -> None:
+    """Kill every process, frozen ones too, and return when none is left. Nothing happens without a group."""
+    try:
+        with _events(group) as events:
+            _write(Path(group.path, "cgroup.kill"), "1")
+            if events.wait("populated 0", timeout):
+                return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise from_os(error, "kill") from error
+    raise Timeout(f"processes of the job survive SIGKILL for {timeout:g} s", hint="they are stuck in the kernel")
+
+
+def populated(group: Group) -> bool:
+    try:
+        return "populated 1" in Path(group.path, "cgroup.events").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def pids(group: Group) -> list[int]:
+    """The job's processes, as this process sees them."""
+    try:
+        return [int(line) for line in Path(group.path, "cgroup.procs").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def remove(group: Group) -> None:
+    """Remove the groups, and the directories above them that are empty then."""
+    for path in (*group.legacy, group.path):
+        _rmdir(Path(path))
+        for parent in (Path(path).parent, Path(path).parent.parent):
+            with contextlib.suppress(OSError):  # other jobs are still in it
+                parent.rmdir()
+
+
+def _rmdir(path: Path) -> None:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise from_os(error, "remove control group") from error
+
+
+def _wanted(limits: Limits) -> list[str]:
+    present = {"memory": limits.memory, "cpu": limits.cpus, "pids": limits.pids}
+    return [name for name, value in present.items() if value is not None]
+
+
+def _settings(limits: Limits, *, legacy: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Controller, file and value of each limit, in v1's words for the controllers that are there."""
+    if limits.memory is not None:
+        yield "memory", "memory.limit_in_bytes" if "memory" in legacy else "memory.max", str(limits.memory)
+    if limits.pids is not None:
+        yield "pids", "pids.max", str(limits.pids)
+    if limits.cpus is not None:
+        quota = round(limits.cpus * _PERIOD)
+        if "cpu" in legacy:
+            yield "cpu", "cpu.cfs_period_us", str(_PERIOD)
+            yield "cpu", "cpu.cfs_quota_us", str(quota)
+        else:
+            yield "cpu", "cpu.max", f"{quota} {_PERIOD}"
+
+
+def _legacy_path(host: Hierarchies, group: Group, controller: str) -> str | None:
+    top = host.controllers.get(controller)
+    return next((path for path in group.legacy if top is not None and path.startswith(top + "/")), None)
+
+
+def _made(make: Callable[[], None]) -> None:
+    """Another engine may remove a parent, empty for a moment, between our making it and using it: try again."""
+    for _ in range(_RACES):
+        with contextlib.suppress(FileNotFoundError):
+            return make()
+    return make()
+
+
+def _make(path: Path, top: Path, controllers: list[str]) -> None:
+    """mkdir -p below ``top``, with the controllers handed down on the way."""
+    missing = set(controllers) - set((top / "cgroup.controllers").read_text().split())
+    if missing:
+        names = " and ".join(sorted(missing))
+        raise HostLacks(f"no cgroup hierarchy has the {names} controller", hint=f"boot with cgroup_enable={names}")
+    parents = [*reversed(path.relative_to(top).parents)]
+    for parent in parents:
+        (top / parent).mkdir(exist_ok=True)
+        for name in controllers:
+            _write(top / parent / "cgroup.subtree_control", f"+{name}")
+    path.mkdir()
+
+
+def _write(path: Path, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+class _Events:
+    """cgroup.events, which wakes a poller up (POLLPRI) when it changes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._poller = select.poll()
+        self._poller.register(fd, select.POLLPRI)
+
+    def wait(self, line: str, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while line not in os.pread(self._fd, 4096, 0).decode().splitlines():
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._poller.poll(left * 1000):
+                return line in os.pread(self._fd, 4096, 0).decode().splitlines()
+        return True
+
+
+@contextlib.contextmanager
+def _events(group: Group) -> Iterator[_Events]:
+    fd = os.open(Path(group.path, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield _Events(fd)
+    finally:
+        os.close(fd)

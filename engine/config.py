@@ -1,0 +1,68 @@
+"""Where a root keeps its things on this host, and the few settings that a host decides.
+
+``Config.load(root)`` reads ``ROOT/config.json`` where it exists; unknown keys are refused.
+
+ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>)
+  config.json                           mounts/<digest>/    images, read-only, shared by all jobs
+  catalog.sqlite                        jobs/<id>/          stage/, pid and start time of init
+  bases/<digest>/  image.json meta.erofs data.blob
+  layers/<id>/     upper/ work/
+  jobs/<id>/       io/ (logs, status, the socket of init)
+  tmp/             everything is built here, then renamed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import InvalidInput
+
+DEFAULT_ROOT = Path("/var/lib/serac")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The contents of config.json; every field has a default."""
+
+    id_first: int = 0x6FFF0000
+    """first host id of the range that jobs' user namespaces map; the top of the range that systemd sets aside for
+    containers, so that no account of the host has it"""
+    id_count: int = 65536
+    subnet: str = "10.213.0.0/16"
+    """addresses of ``--net bridge`` jobs, a /30 each"""
+    dns: tuple[str, ...] = ()
+    """name servers for jobs with a network; empty: the host's own"""
+    stop_grace: float = 10.0
+    """seconds between TERM and KILL"""
+    run: str | None = None
+    """the run directory, where /run/serac isn't wanted"""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    root: Path
+    run: Path
+    settings: Settings
+
+    @classmethod
+    def load(cls, root: str | os.PathLike[str] | None = None) -> Config:
+        """Raises InvalidInput when config.json isn't what it must be."""
+        path = Path(os.path.abspath(root or os.environ.get("SERAC_ROOT") or DEFAULT_ROOT))
+        file = path / "config.json"
+        try:
+            settings = msgspec.json.decode(file.read_bytes(), type=Settings) if file.exists() else Settings()
+        except msgspec.DecodeError as error:
+            raise InvalidInput(f"{file}: {error}", hint="fields and defaults are in engine/config.py") from error
+        run = Path(settings.run) if settings.run else Path("/run/serac") / cls.tag(path)
+        return cls(root=path, run=run, settings=settings)
+
+    @staticmethod
+    def tag(root: Path) -> str:
+        """Eight hex digits that stand for a root in names outside of it: run directory, cgroups, interfaces."""
+        return hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        return self.tag(self.root)

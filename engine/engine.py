@@ -1,0 +1,230 @@
+"""The public verbs. Thin: an `Engine` finds and locks the job, mends what a crash left of it, and calls the verb's
+module in `engine.lifecycle`, whose docstring tells the verb's steps, its commit point and its crash table.
+
+Any number of engines, in threads and processes, may work on one root at the same time. A verb that was interrupted
+can always be called again. References to jobs are names, ids or unambiguous beginnings of ids; to snapshots ids or
+beginnings; to bases names, digests or beginnings.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import msgspec
+
+from engine import session
+from engine.base import Source
+from engine.config import Config
+from engine.errors import Timeout
+from engine.lifecycle import bases, copy, observe, pause, processes, recover, remove, resume, run, sessions, stop
+from engine.lifecycle.pause import Mode
+from engine.lifecycle.root import Root, require
+from engine.model import (
+    ENDED,
+    Base,
+    ForkResult,
+    Job,
+    JobSpec,
+    JobState,
+    PauseResult,
+    ResumeResult,
+    SessionSpec,
+    SessionStatus,
+    Snapshot,
+    SnapshotSource,
+    Warmth,
+)
+from engine.session import Connection, Event
+
+
+class Engine:
+    """One root on this host. ``timeout`` (seconds) bounds each wait of a verb: for a lock, a freeze, a launch, a kill.
+
+    Opening makes the root if it is new, and puts right what a crash or a reboot left. Raises NotPrivileged, BadRoot,
+    HostLacks, InvalidInput (a bad config.json) or Damaged."""
+
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, timeout: float = 60.0) -> None:
+        self.config = Config.load(root)
+        self._root = Root(self.config, timeout=timeout)
+        recover.recover(self._root)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the engine's descriptors; jobs run on."""
+        self._root.catalog.close()
+
+    # bases
+
+    def base_build(self, name: str, source: Source | SnapshotSource, *, progress: bases.Progress | None = None) -> Base:
+        """Build a base and let ``name`` (a tag, moved if it is there) mean it. Raises InvalidInput, ToolMissing,
+        ToolFailed, NotFound, NoSpace; a build that fails leaves nothing."""
+        return bases.build(self._root, name, source, progress=progress)
+
+    def bases(self) -> list[Base]:
+        return sorted(self._root.catalog.bases(), key=lambda base: base.created)
+
+    def base(self, ref: str) -> Base:
+        return self._root.catalog.base(ref)
+
+    def base_warm(self, ref: str) -> Warmth:
+        """Bring a base into the page cache."""
+        return bases.warm(self._root, ref)
+
+    def base_remove(self, ref: str) -> None:
+        """Remove a name; with the last one the base. Raises InUse while a job or snapshot needs it."""
+        bases.remove(self._root, ref)
+
+    # jobs
+
+    def run(self, spec: JobSpec, *, terminal: tuple[int, int] | None = None) -> Job:
+        """Start a job and return when its command was executed. ``terminal`` (rows, columns) is the size that a
+        ``tty`` job begins with. Raises NotFound (base), NameTaken, InvalidInput, CommandNotFound, LaunchFailed ...;
+        then there is no job."""
+        return run.run(self._root, spec, terminal=terminal)
+
+    def jobs(self, *, ended: bool = False) -> list[Job]:
+        """Jobs by age; without ``ended`` only those that run or can go on."""
+        found = [observe.look(self._root, job) for job in self._root.catalog.jobs()]
+        return sorted((job for job in found if ended or job.state not in ENDED), key=lambda job: job.created)
+
+    def job(self, ref: str) -> Job:
+        return observe.look(self._root, self._root.catalog.job(ref))
+
+    def wait(self, ref: str, *, timeout: float | None = None) -> Job:
+        """Wait until a job has ended or is paused. Raises Timeout; None = wait for ever."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (job := self.job(ref)).state not in {JobState.PAUSED, *ENDED}:
+            left = None if deadline is None else deadline - time.monotonic()
+            if (left is not None and left <= 0) or not processes.wait_init(self._root, job, timeout=left):
+                raise Timeout(f"job {job.name} is still {job.state}")
+            with recover.taken(self._root, job.id):
+                pass  # whoever ended or paused it holds the lock until it is done
+        return job
+
+    def stop(self, ref: str, *, grace: float | None = None) -> Job:
+        """TERM, then after ``grace`` seconds KILL. Does nothing to a job that has ended."""
+        with recover.taken(self._root, ref) as job:
+            return stop.stop(self._root, job, grace=grace)
+
+    def remove(self, ref: str, *, force: bool = False) -> None:
+        """Remove a paused or ended job (``force``: any) with its upper, logs and the snapshot it is paused to."""
+        with recover.taken(self._root, ref) as job:
+            remove.remove(self._root, job, force=force)
+
+    def freeze(self, ref: str) -> Job:
+        with recover.taken(self._root, ref) as job:
+            return stop.freeze(self._root, job)
+
+    def thaw(self, ref: str) -> Job:
+        with recover.taken(self._root, ref) as job:
+            return stop.thaw(self._root, job)
+
+    # sessions
+
+    def sessions(self, ref: str) -> list[SessionStatus]:
+        """Every session that the job has or had since it began."""
+        job = self._root.catalog.job(ref)
+        return [status for _, status in sorted(session.statuses(self._root.io(job.id)).items())]
+
+    def start(self, ref: str, spec: SessionSpec) -> SessionStatus:
+        """Start a session that nobody is attached to; it comes back after a pause if it lives then."""
+        job, complete = self._session(ref, msgspec.structs.replace(spec, keep=True))
+        with processes.connected(self._root, job.id) as connection:
+            return connection.start(complete)
+
+    def exec(self, ref: str, spec: SessionSpec, *, stdin: bool = False) -> Connection:
+        """Start a session and stay attached to it. Raises WrongState, CommandNotFound, CommandNotExecutable, BadPath."""
+        job, complete = self._session(ref, spec)
+        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
+        try:
+            connection.start(complete, attach=True, stdin=stdin)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def attach(self, ref: str, number: int = 0) -> Connection:
+        """Attach to a session that runs, beginning with the tail of its output."""
+        job = self.job(ref)
+        require(job, JobState.RUNNING, verb="attach to")
+        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
+        try:
+            connection.attach(number, offset=session.TAIL)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def follow(self, ref: str, number: int = 0, *, offset: int = 0, live: bool = True) -> Iterator[Event]:
+        """A session's output from ``offset`` on; ``live``: until it ends, else what there is. Works in every state."""
+        job = self._root.catalog.job(ref)
+        read = session.follow if live else session.read_log
+        return read(self._root.io(job.id), number, offset=offset)
+
+    def copy_in(self, ref: str, source: Path | BinaryIO, target: str) -> None:
+        """Copy a file, a directory or a tar stream into a running job; see `engine.copy` for how names are chosen."""
+        copy.copy_in(self._root, self.job(ref), source, target)
+
+    def copy_out(self, ref: str, source: str, target: Path | BinaryIO) -> None:
+        """Copy out of a job in any state, to a path or as a tar stream. No link in the job leads to the host."""
+        copy.copy_out(self._root, self.job(ref), source, target)
+
+    def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:
+        job = self.job(ref)
+        require(job, JobState.RUNNING, verb="exec in")
+        return job, sessions.exec_session(job, self._root.catalog.base(job.base).env, spec)
+
+    # pause and resume
+
+    def pause(
+        self,
+        ref: str,
+        *,
+        mode: Mode = "auto",
+        labels: Mapping[str, str] | None = None,
+        state: Any | msgspec.UnsetType = msgspec.UNSET,
+    ) -> PauseResult:
+        """Make a snapshot of a running or frozen job and give its compute back. ``state`` replaces the job's own JSON
+        value. A pause that fails leaves the job as it was."""
+        with recover.taken(self._root, ref) as job:
+            return pause.pause(self._root, job, mode=mode, labels=labels or {}, state=state)
+
+    def resume(self, ref: str) -> ResumeResult:
+        """Let a paused job go on. A resume that fails leaves it paused."""
+        with recover.taken(self._root, ref) as job:
+            return resume.resume(self._root, job)
+
+    def fork(self, ref: str, *, name: str | None = None) -> ForkResult:
+        """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from."""
+        return run.fork(self._root, self._root.catalog.snapshot(ref), name=name)
+
+    def snapshots(self, job: str | None = None) -> list[Snapshot]:
+        wanted = self._root.catalog.job(job).id if job is not None else None
+        found = [entry for entry in self._root.catalog.snapshots() if wanted is None or entry.job == wanted]
+        return sorted(found, key=lambda entry: entry.created)
+
+    def snapshot(self, ref: str) -> Snapshot:
+        return self._root.catalog.snapshot(ref)
+
+    def snapshot_pin(self, ref: str, *, pinned: bool = True) -> Snapshot:
+        """A pinned snapshot outlives its job, and the job's resume stacks on it instead of writing its layer again."""
+        with self._root.catalog.transaction(durable=True) as transaction:
+            snapshot = msgspec.structs.replace(self._root.catalog.snapshot(ref), pinned=pinned)
+            transaction.put_snapshot(snapshot)
+        return snapshot
+
+    def snapshot_remove(self, ref: str) -> None:
+        """Raises InUse for the snapshot that a job is paused to."""
+        remove.remove_snapshot(self._root, ref)

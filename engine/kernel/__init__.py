@@ -1,0 +1,1 @@
+"""Thin wrappers, one a syscall or kernel file: OSError out, no policy, no domain types."""

@@ -1,0 +1,124 @@
+"""Chains and how they are mounted: descriptions and decisions, and the few directory operations on a layer.
+
+A layer lives its whole life in ``layers/<id>``: ``upper/`` (its content) and, while a job writes it, ``work/``. Sealing
+moves nothing: the layer loses its owner and gains a manifest, ``snapshot.json``, so that what is sealed can be told
+from the disk alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import InvalidInput, from_os
+from engine.model import Job, Layer, Snapshot, Strategy, Value
+from engine.store import remove_tree, write_aside
+
+DEPTH_MAX = 400
+"""layers in a chain; the kernel's own limit is 500 (OVL_MAX_STACK)"""
+
+OPTIONS = ("index=off", "metacopy=off", "nfs_export=off", "redirect_dir=on", "xino=on", "uuid=null", "volatile")
+"""Overlay options of every job, part of what a layer means: a layer made with other values of index, metacopy or
+redirect_dir may not be mounted with these. redirect_dir=on keeps rename(2) of directories of lower layers working, also
+after a resume; xino=on keeps st_dev and st_ino steady; volatile because a pause flushes once, at the cut."""
+
+
+class Overlay(Value, frozen=True, kw_only=True):
+    """What serac-launch mounts as a job's root: ``trees`` are names for directories of the host, all else is relative
+    to one of them. ``lowers`` topmost first."""
+
+    trees: tuple[tuple[str, str], ...]
+    lowers: tuple[str, ...]
+    upper: str | None = None
+    work: str | None = None
+    options: tuple[str, ...] = OPTIONS
+
+
+def overlay(layers: Path, base: Path, chain: Sequence[str], upper: str | None) -> Overlay:
+    """The overlay of ``upper`` over ``chain`` (oldest first) over the mounted ``base``; no upper = read-only."""
+    lowers = (*(f"layers/{layer}/upper" for layer in reversed(chain)), "base")
+    trees = (("base", os.fspath(base)), ("layers", os.fspath(layers)))
+    if upper is None:
+        return Overlay(trees=trees, lowers=lowers)
+    return Overlay(trees=trees, lowers=lowers, upper=f"layers/{upper}/upper", work=f"layers/{upper}/work")
+
+
+def choose_strategy(job: Job, snapshot: Snapshot, *, snapshots: Iterable[Snapshot], jobs: Iterable[Job]) -> Strategy:
+    """Reuse the sealed layer as the job's upper again when it is the job's own newest and wanted by nobody else."""
+    top = snapshot.layers[-1]
+    if job.snapshot != snapshot.id or snapshot.pinned or snapshot.job != job.id:
+        return "stack"
+    wanted = any(top in other.layers for other in snapshots if other.id != snapshot.id)
+    wanted = wanted or any(top in other.layers or top == other.upper for other in jobs if other.id != job.id)
+    return "stack" if wanted else "reuse"
+
+
+def check_depth(snapshot: Snapshot) -> None:
+    """Raises InvalidInput when nothing can be stacked on the snapshot any more."""
+    if len(snapshot.layers) >= DEPTH_MAX:
+        raise InvalidInput(
+            f"the chain of snapshot {snapshot.id} is {len(snapshot.layers)} layers deep",
+            hint=f"make a base of it: `serac base build NAME --snapshot {snapshot.id}`",
+        )
+
+
+def unreferenced(layers: Iterable[Layer], *, snapshots: Iterable[Snapshot], jobs: Iterable[Job]) -> list[str]:
+    """Ids of the layers that no snapshot, no chain and no upper needs."""
+    needed: set[str] = set()
+    for snapshot in snapshots:
+        needed.update(snapshot.layers)
+    for job in jobs:
+        needed.update(job.layers)
+        if job.upper is not None:
+            needed.add(job.upper)
+    return [layer.id for layer in layers if layer.id not in needed]
+
+
+def create(directory: Path, *, like: Path) -> None:
+    """Make an empty layer for a job to write. The overlay's root shows the upper's own owner, mode, times and xattrs:
+    they are taken from ``like``, the root directory of what lies below."""
+    try:
+        (directory / "upper").mkdir(parents=True)
+        (directory / "work").mkdir()
+        _copy_attributes(like, directory / "upper")
+    except OSError as error:
+        raise from_os(error, "create layer") from error
+
+
+def _copy_attributes(source: Path, target: Path) -> None:
+    info = os.stat(source)
+    os.chown(target, info.st_uid, info.st_gid)
+    os.chmod(target, stat.S_IMODE(info.st_mode))
+    for name in os.listxattr(source):
+        if not name.startswith("trusted.overlay."):
+            os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def renew_work(directory: Path) -> None:
+    """Give a layer an empty work directory: a used one refuses the mount (``incompat/volatile``)."""
+    try:
+        remove_tree(directory / "work")
+        (directory / "work").mkdir()
+    except OSError as error:
+        raise from_os(error, "renew work directory") from error
+
+
+def drop_work(directory: Path) -> None:
+    remove_tree(directory / "work")
+
+
+def seal(directory: Path, snapshot: Snapshot) -> None:
+    """Write the manifest of the snapshot that this layer tops. It becomes durable with the flush that follows."""
+    try:
+        write_aside(directory / "snapshot.json", msgspec.json.encode(snapshot))
+    except OSError as error:
+        raise from_os(error, "seal layer") from error
+
+
+def unseal(directory: Path) -> None:
+    (directory / "snapshot.json").unlink(missing_ok=True)

@@ -1,0 +1,216 @@
+"""base build, warm and rm, and the mounts that all jobs share.
+
+Build: 1 unpack the source into a scratch tree; 2 prepare it (device nodes, mount points); 3 make the image in the
+scratch directory, digested and flushed; 4 rename it to ``bases/<digest>``; 5 COMMIT: row and tag in one transaction.
+
+| killed | leaves | put right by |
+| --- | --- | --- |
+| before 4 | a scratch directory | the sweep of the next engine |
+| between 4 and 5 | an image that the catalog doesn't know | the same sweep, or the same build, which takes it as it is |
+
+Removal: 1 COMMIT: the row and its tags go; 2 unmount; 3 the bytes go. Killed after 1: the sweep does 2 and 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from engine import archive, base, cgroup, launch, layers, store
+from engine.base import Source
+from engine.errors import BadPath, Damaged, InUse, InvalidInput, from_os
+from engine.lifecycle.root import Root, now
+from engine.model import Base, Limits, Snapshot, SnapshotSource, Warmth
+from engine.steps import step
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, how much of it is done, of how much (0 = unknown)"""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+
+
+def check_name(name: str) -> str:
+    """Raises InvalidInput: names become host names and file names."""
+    if not NAME.fullmatch(name):
+        raise InvalidInput(f"not a name: {name!r}", hint="lower-case letters, digits, '.', '_', '-'; at most 63")
+    return name
+
+
+def build(root: Root, name: str, source: Source | SnapshotSource, *, progress: Progress | None = None) -> Base:
+    check_name(name)
+    snapshot = root.catalog.snapshot(source.snapshot) if isinstance(source, SnapshotSource) else None
+    with root.intent(f"base-{name}") as scratch:
+        tree, image = scratch / "tree", scratch / "image"
+        with step("base.unpack"):
+            _tell(progress, "unpack")
+            tree.mkdir()
+            env = _unpack(root, source, snapshot, tree, scratch)
+        with step("base.image"):
+            base.prepare(tree)
+            image.mkdir(mode=0o700)
+            archive.build_image(tree, image, progress=_part(progress, "image"))
+        with step("base.place"):
+            digest = archive.image_digest(image)
+            _place(image, root.bases / digest)
+        built = Base(digest=digest, size=_size(root.bases / digest), source=describe(source), created=now(), env=env)
+        with step("base.commit"), root.catalog.transaction(durable=True) as transaction:
+            transaction.put_base(built)
+            transaction.put_tag(name, digest)
+    return root.catalog.base(digest)
+
+
+def describe(source: Source | SnapshotSource) -> str:
+    """``debian:bookworm``: where a base comes from, for people."""
+    kind = type(source).__name__.removesuffix("Source").lower()
+    fields = msgspec.to_builtins(source)
+    return f"{kind}:" + ":".join(",".join(part) if isinstance(part, list) else str(part) for part in fields.values())
+
+
+def _unpack(
+    root: Root, source: Source | SnapshotSource, snapshot: Snapshot | None, tree: Path, scratch: Path
+) -> dict[str, str]:
+    if snapshot is None or isinstance(source, SnapshotSource) is False:
+        assert not isinstance(source, SnapshotSource)
+        return base.unpack(source, tree)
+    with packed(root, snapshot.base, snapshot.layers, "/.", scratch) as stream:
+        base.unpack_stream(stream, tree)
+    store.remove_tree(tree / ".serac")
+    return {**root.catalog.base(snapshot.base).env, **snapshot.spec.env}
+
+
+@contextlib.contextmanager
+def packed(root: Root, digest: str, chain: tuple[str, ...], path: str, scratch: Path) -> Iterator[int]:
+    """A descriptor of a tar stream of ``path`` as it is on a chain that nothing runs on.
+
+    The packer runs in a sandbox of its own, as a job would, so that no link in the chain leads to the host. What the
+    sandbox itself writes goes to ``scratch`` and is thrown away. Raises BadPath when it fails."""
+    host = scratch / "pack"
+    (host / "upper").mkdir(parents=True)
+    (host / "work").mkdir()
+    overlay = layers.overlay(root.layers, mounted(root, digest), chain, None)
+    group = root.group(store.new_id(), Limits())
+    reading, writing = os.pipe()
+    problems = open(host / "errors", "w+b")  # noqa: SIM115 - closed by the stack below
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(problems)
+        stack.callback(os.close, reading)
+        with contextlib.ExitStack() as ours:
+            ours.callback(os.close, writing)
+            cgroup.create(root.host, group, Limits())
+            stack.callback(cgroup.remove, group)
+            stack.callback(cgroup.kill, group, timeout=root.timeout)
+            stage = host / "stage"
+            stage.mkdir()
+            spec = launch.LaunchSpec(
+                cgroup=group.path,
+                stage=os.fspath(stage),
+                trees=(*overlay.trees, ("scratch", os.fspath(host))),
+                lowers=overlay.lowers,
+                upper="scratch/upper",
+                work="scratch/work",
+                overlay=overlay.options,
+                args=("pack", path),
+                stdout=writing,
+                stderr=problems.fileno(),
+            )
+            launch.launch(spec, timeout=root.timeout)
+        yield reading
+        problems.seek(0)
+        said = problems.read(4096).decode(errors="replace").strip()
+        if said:
+            raise BadPath(said)
+
+
+def _place(image: Path, target: Path) -> None:
+    if target.is_dir():
+        return  # the same bytes are here already: a name more for them
+    try:
+        image.rename(target)
+        store.sync_directory(target.parent)
+    except OSError as error:
+        raise from_os(error, "place image") from error
+
+
+def _size(directory: Path) -> int:
+    image = archive.load_image(directory)
+    return image.meta.size + image.blob.size
+
+
+def mounted(root: Root, digest: str) -> Path:
+    """The directory where a base is mounted on this host, mounting it if nobody has yet. Raises Damaged when its
+    files aren't there or differ in size."""
+    target = root.mounts / digest
+    if os.path.ismount(target):
+        return target
+    directory = root.bases / digest
+    try:
+        with store.locked(directory, timeout=root.timeout):
+            if not os.path.ismount(target):
+                _check_sizes(directory)
+                target.mkdir(mode=0o700, exist_ok=True)
+                launch.mount_image(directory / "meta.erofs", directory / "data.blob", target, timeout=root.timeout)
+    except FileNotFoundError as error:
+        raise Damaged(f"base {digest[:12]} is not on this host", hint="build or import the base again") from error
+    return target
+
+
+def _check_sizes(directory: Path) -> None:
+    image = archive.load_image(directory)
+    for name, digest in (("meta.erofs", image.meta), ("data.blob", image.blob)):
+        size = (directory / name).stat().st_size
+        if size != digest.size:
+            raise Damaged(f"{directory / name} has {size} bytes, not {digest.size}", hint="build the base again")
+
+
+def warm(root: Root, ref: str) -> Warmth:
+    found = root.catalog.base(ref)
+    return base.warm(root.bases / found.digest)
+
+
+def remove(root: Root, ref: str) -> None:
+    """Remove a name; with the last name the image too, unless a job or snapshot needs it (InUse)."""
+    found = root.catalog.base(ref)
+    if len(found.names) > 1 and ref in found.names:
+        with root.catalog.transaction(durable=True) as transaction:
+            transaction.remove_tag(ref)
+        return
+    with root.intent(f"rm-{found.digest[:12]}") as scratch:
+        with root.catalog.transaction(durable=True) as transaction:
+            _refuse_used(root, found)
+            transaction.remove_base(found.digest)
+        with step("base.unmount"):
+            unmount(root, found.digest)
+        with step("base.remove"):
+            (root.bases / found.digest).rename(scratch / "image")
+
+
+def _refuse_used(root: Root, found: Base) -> None:
+    jobs = [job.name for job in root.catalog.jobs() if job.base == found.digest]
+    snapshots = [snapshot.id for snapshot in root.catalog.snapshots() if snapshot.base == found.digest]
+    if jobs or snapshots:
+        users = ", ".join([*(f"job {name}" for name in jobs), *(f"snapshot {name}" for name in snapshots)][:5])
+        raise InUse(f"base {found.names[0] if found.names else found.digest[:12]} is used by {users}")
+
+
+def unmount(root: Root, digest: str) -> None:
+    target = root.mounts / digest
+    if os.path.ismount(target):
+        launch.unmount(target, timeout=root.timeout)
+    with contextlib.suppress(FileNotFoundError):
+        target.rmdir()
+
+
+def _tell(progress: Progress | None, what: str) -> None:
+    if progress is not None:
+        progress(what, 0, 0)
+
+
+def _part(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(what, done, total)

@@ -1,0 +1,47 @@
+"""A job may end while no engine looks. Whoever looks next settles it: takes down what is left, then one COMMIT:
+``exited`` with its status, or ``failed`` with the reason. Killed in between: the next one who looks does it again."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine import session
+from engine.errors import Busy, NotFound, ProtocolError
+from engine.lifecycle import processes
+from engine.lifecycle.root import Root, now
+from engine.model import LIVE, Job, JobState, SessionStatus
+
+
+def look(root: Root, job: Job) -> Job:
+    """The job as it is now. A job that another engine is at work on is given as the catalog has it."""
+    if job.state not in LIVE or processes.alive(root, job):
+        return job
+    try:
+        with root.locked(job.id) as locked:
+            return settle(root, locked)
+    except (Busy, NotFound):
+        return job
+
+
+def settle(root: Root, job: Job) -> Job:
+    """The same for a caller who holds the job's lock."""
+    if job.state not in LIVE or processes.alive(root, job):
+        return job
+    processes.take_down(root, job)
+    return root.put(ended(job, main_status(root, job)))
+
+
+def main_status(root: Root, job: Job) -> SessionStatus | None:
+    """What init wrote of session 0 last; None where it wrote nothing that can be read."""
+    try:
+        return session.statuses(root.io(job.id)).get(0)
+    except ProtocolError:
+        return None
+
+
+def ended(job: Job, status: SessionStatus | None) -> Job:
+    """Pure: how a job whose processes are gone has ended."""
+    if status is not None and status.status is not None:
+        return msgspec.structs.replace(job, state=JobState.EXITED, status=status.status, ended=status.ended or now())
+    failure = "its processes were killed from outside, or the host went down"
+    return msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now())

@@ -1,0 +1,163 @@
+"""pause: a running job becomes a snapshot and gives its compute back.
+
+1 row: ``pausing``; 2 freeze: from here on the cut is made; 3 look: what the sessions were doing; 4 seal: the manifest
+is written beside the upper; 5 flush: layer and manifest are on the device; 6 COMMIT, durable: snapshot, sealed layer
+and ``paused`` in one transaction; 7 release: kill, control group, network, run and work directory go.
+
+The processes are killed only after the commit, so that everything that can fail does so while the job can still be
+thawed: then it runs on as if nothing had been.
+
+| killed | leaves | put right by recover |
+| --- | --- | --- |
+| between 1 and 6 | ``pausing``, perhaps frozen, a manifest too many | thawed, manifest removed, ``running`` |
+| between 6 and 7 | ``paused`` with frozen processes | they are killed |
+| host lost between 1 and 6 | ``pausing`` without processes | ``failed``, the upper is kept |
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from engine import cgroup, layers, session, store
+from engine.errors import HostLacks, InvalidInput, SeracError, from_os
+from engine.kernel import process
+from engine.kernel.filesystem import syncfs
+from engine.lifecycle import processes, sessions
+from engine.lifecycle.root import Root, now, require
+from engine.model import Context, Job, JobState, Layer, PauseResult, Snapshot
+from engine.steps import record, step
+
+Mode = Literal["auto", "process", "filesystem"]
+
+NO_CHECKPOINT = "checkpoint-not-built-in"
+"""the reason of every pause that could have kept its processes"""
+
+
+def pause(
+    root: Root, job: Job, *, mode: Mode, labels: Mapping[str, str], state: Any | msgspec.UnsetType
+) -> PauseResult:
+    """The caller holds the job's lock, as with every verb."""
+    _check_mode(mode)
+    with record() as timings, root.intent(f"pause-{job.id}"):
+        require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
+        if state is not msgspec.UNSET:
+            job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
+        reason = NO_CHECKPOINT if mode == "auto" else None
+        snapshot = _cut(root, job, labels=labels, reason=reason)
+        with step("pause.release", job=job.id):
+            processes.take_down(root, job)
+    return PauseResult(
+        job=job.id, snapshot=snapshot.id, mode=snapshot.mode, reason=reason, timings=timings, sizes=_sizes(snapshot)
+    )
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
+    if mode == "process":
+        raise HostLacks("this serac can't checkpoint processes", hint="use --mode filesystem or auto")
+
+
+def _cut(root: Root, job: Job, *, labels: Mapping[str, str], reason: str | None) -> Snapshot:
+    """Steps 1 to 6: on an error the job is as it was, running or frozen."""
+    before = job
+    group = root.group_of(job)
+    root.put(msgspec.structs.replace(job, state=JobState.PAUSING))
+    try:
+        with step("pause.freeze", job=job.id):
+            cgroup.freeze(group, timeout=root.timeout)
+        with step("pause.look", job=job.id):
+            snapshot = _snapshot(root, job, _look(root, job, group, labels=labels), reason=reason)
+        with step("pause.seal", job=job.id):
+            layers.seal(root.layer(snapshot.layers[-1]), snapshot)
+        with step("pause.flush", job=job.id):
+            _flush(root)
+        with step("pause.commit", job=job.id):
+            _commit(root, job, snapshot)
+    except BaseException:
+        undo(root, before, group)
+        raise
+    return snapshot
+
+
+def undo(root: Root, job: Job, group: cgroup.Group) -> None:
+    """Back to how the job was before a pause that failed or was killed before its commit."""
+    if job.upper is not None:
+        layers.unseal(root.layer(job.upper))
+    if job.state is JobState.RUNNING:
+        with contextlib.suppress(SeracError):  # its group is gone when the job ended in the middle
+            cgroup.thaw(group)
+    root.put(job)
+
+
+def _look(root: Root, job: Job, group: cgroup.Group, *, labels: Mapping[str, str]) -> Context:
+    io = root.io(job.id)
+    specs, statuses = session.specs(io), session.statuses(io)
+    terminals = {
+        status.pid: number
+        for number, status in statuses.items()
+        if status.running and status.pid is not None and number in specs and specs[number].tty is not None
+    }
+    return sessions.context_of(job, specs, statuses, _directories(group, terminals), labels=labels)
+
+
+def _directories(group: cgroup.Group, terminals: Mapping[int, int]) -> dict[int, str]:
+    """Session -> working directory, for the sessions' first processes (pid in the job -> session)."""
+    if not terminals:
+        return {}
+    found = {}
+    for pid in cgroup.pids(group):
+        with contextlib.suppress(OSError):  # a zombie has no directory
+            number = terminals.get(process.namespace_pid(pid))
+            if number is not None:
+                found[number] = process.working_directory(pid)
+    return found
+
+
+def _snapshot(root: Root, job: Job, context: Context, *, reason: str | None) -> Snapshot:
+    assert job.upper is not None
+    return Snapshot(
+        id=store.new_id(),
+        job=job.id,
+        name=job.name,
+        spec=job.spec,
+        base=job.base,
+        layers=(*job.layers, job.upper),
+        context=context,
+        reason=reason,
+        labels=context.labels,
+        parent=job.snapshot or job.forked_from,
+        created=now(),
+    )
+
+
+def _flush(root: Root) -> None:
+    try:
+        syncfs(root.layers)
+    except OSError as error:
+        raise from_os(error, "flush layer") from error
+
+
+def _commit(root: Root, job: Job, snapshot: Snapshot) -> None:
+    top = snapshot.layers[-1]
+    paused = msgspec.structs.replace(
+        job,
+        state=JobState.PAUSED,
+        layers=snapshot.layers,
+        upper=None,
+        snapshot=snapshot.id,
+        pauses=job.pauses + 1,
+    )
+    with root.catalog.transaction(durable=True) as transaction:
+        parent = snapshot.layers[-2] if len(snapshot.layers) > 1 else None
+        transaction.put_layer(Layer(id=top, parent=parent, created=snapshot.created))
+        transaction.put_snapshot(snapshot)
+        transaction.put_job(paused)
+
+
+def _sizes(snapshot: Snapshot) -> dict[str, int]:
+    return {"layers": len(snapshot.layers)}

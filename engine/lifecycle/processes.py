@@ -1,0 +1,228 @@
+"""A job's processes and what else it holds of the host while it lives: bring up, take down, look whether it lives.
+
+Taking down works from the job's id alone and may be repeated: whatever is there of control groups, veth pair and run
+directory goes. Mounts and namespaces need no taking down, they live and die with the processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from engine import cgroup, launch, layers, session, store
+from engine.errors import ProtocolError, SeracError, WrongState
+from engine.kernel import process
+from engine.launch import IO_INSIDE, LaunchSpec
+from engine.lifecycle import bases
+from engine.lifecycle.root import Root
+from engine.model import ENDED, Address, Job, JobState, SessionSpec
+from engine.steps import step
+
+RLIMITS = ("nofile:65536:65536", "core:0:unlimited", "memlock:8388608:8388608")
+
+
+class Init(msgspec.Struct, frozen=True):
+    """init.json in the run directory: the pid of a job's init with what tells it from a later process of that pid."""
+
+    pid: int
+    start_time: int
+
+
+def bring_up(root: Root, job: Job, *, sessions: Sequence[SessionSpec], verb: str) -> dict[int, str]:
+    """Launch a job on its chain and upper and start ``sessions`` in it, in order. On an error nothing of it is left.
+
+    Session 0 must start; others that can't (their directory is gone, say) are returned with the reason."""
+    try:
+        with step(f"{verb}.mount", job=job.id):
+            base = bases.mounted(root, job.base)
+            layers.renew_work(root.layer(_upper(job)))
+            _clear_io(root.io(job.id), {spec.id for spec in sessions})
+        with step(f"{verb}.launch", job=job.id):
+            group = root.group_of(job)
+            cgroup.create(root.host, group, job.spec.limits)
+            _remember(root, job.id, _launch(root, job, group, base))
+        with step(f"{verb}.start", job=job.id):
+            return _start(root, job, sessions)
+    except BaseException:
+        take_down(root, job)
+        raise
+
+
+def _start(root: Root, job: Job, sessions: Sequence[SessionSpec]) -> dict[int, str]:
+    missing = {}
+    with connected(root, job.id) as connection:
+        for spec in sessions:
+            try:
+                connection.start(spec)
+            except SeracError as error:
+                if spec.id == 0 or spec.id is None:
+                    raise
+                missing[spec.id] = str(error)
+    return missing
+
+
+def _launch(root: Root, job: Job, group: cgroup.Group, base: Path) -> int:
+    stage = root.run_job(job.id) / "stage"
+    stage.mkdir(mode=0o700, parents=True, exist_ok=True)
+    spec = launch_spec(root, job, group, base, stage)
+    address = job.address
+    if address is None:
+        return launch.launch(spec, timeout=root.timeout)
+    from engine import network  # imports pyroute2, which takes longer than the whole launch
+
+    return launch.launch(spec, timeout=root.timeout, network=lambda pid: network.connect(root.config, address, pid=pid))
+
+
+def launch_spec(root: Root, job: Job, group: cgroup.Group, base: Path, stage: Path) -> LaunchSpec:
+    """What serac-launch is told of a job; nothing of it comes from an archive or from inside the job."""
+    overlay = layers.overlay(root.layers, base, job.layers, job.upper)
+    settings = root.config.settings
+    return LaunchSpec(
+        cgroup=group.path,
+        cgroup1=group.legacy,
+        stage=os.fspath(stage),
+        trees=(*overlay.trees, ("io", os.fspath(root.io(job.id)))),
+        lowers=overlay.lowers,
+        upper=overlay.upper,
+        work=overlay.work,
+        overlay=overlay.options,
+        range=(settings.id_first, settings.id_count) if job.spec.userns == "private" else None,
+        binds=(("io", IO_INSIDE),),
+        net="host" if job.spec.net == "host" else "private",
+        address=f"{job.address.job}/{job.address.prefix}" if job.address else None,
+        gateway=job.address.gateway if job.address else None,
+        hostname=job.name,
+        rlimits=RLIMITS,
+        allow=job.spec.allow,
+        writes=_writes(root, job),
+        listen=f"{IO_INSIDE}/init.sock",
+    )
+
+
+def _writes(root: Root, job: Job) -> tuple[tuple[str, str], ...]:
+    """The files that tell a job who and where it is."""
+    address = job.address.job if job.address else "127.0.1.1"
+    hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{address} {job.name}\n"
+    files = [("/etc/hostname", f"{job.name}\n"), ("/etc/hosts", hosts)]
+    if job.spec.net != "none":
+        from engine import network
+
+        files.append(("/etc/resolv.conf", network.resolv_conf(network.name_servers(root.config))))
+    return tuple(files)
+
+
+def _clear_io(io: Path, coming: set[int | None]) -> None:
+    """What the last init left and nobody may take for the next one's word: the status of sessions that were running or
+    are about to come. Recovery relies on it: such a status that is there later was written by the init launched now."""
+    for number, status in session.statuses(io).items():
+        if status.running or number in coming:
+            (io / f"{number}.status").unlink()
+    for name in ("ask", "init.sock"):
+        (io / name).unlink(missing_ok=True)
+
+
+def take_down(root: Root, job: Job) -> None:
+    """Kill what lives of a job and give everything of the host back; the job's bytes on disk stay."""
+    group = root.group_of(job)
+    cgroup.kill(group, timeout=root.timeout)
+    cgroup.remove(group)
+    if job.address is not None:
+        _disconnect(root, job.address)
+    store.remove_tree(root.run_job(job.id))
+    if job.upper is not None:
+        layers.drop_work(root.layer(job.upper))
+
+
+def _disconnect(root: Root, address: Address) -> None:
+    from engine import network
+
+    network.disconnect(root.config, address)
+    release_network(root, gone=address)
+
+
+def release_network(root: Root, *, gone: Address | None = None) -> None:
+    """Take the host's share of the bridge network away when no job uses it any more."""
+    if not (root.config.run / "network.json").exists():
+        return
+    from engine import network
+
+    def remaining() -> list[Address]:
+        jobs = root.catalog.jobs_in(*(state for state in JobState if state not in {JobState.PAUSED, *ENDED}))
+        return [job.address for job in jobs if job.address is not None and job.address != gone]
+
+    network.release(root.config, remaining=remaining)
+
+
+def alive(root: Root, job: Job) -> bool:
+    return cgroup.populated(root.group_of(job))
+
+
+@contextlib.contextmanager
+def connected(root: Root, job_id: str) -> Iterator[session.Connection]:
+    """A control connection to the job's init."""
+    with session.connect(root.io(job_id), timeout=root.timeout) as connection:
+        yield connection
+
+
+def signal_init(root: Root, job: Job, signum: signal.Signals) -> None:
+    """Send a signal to the job's init from outside; nothing happens when it is gone."""
+    with _init(root, job.id) as pidfd:
+        if pidfd is not None:
+            signal.pidfd_send_signal(pidfd, signum)
+
+
+def wait_init(root: Root, job: Job, *, timeout: float | None) -> bool:
+    """Wait until the job's init is gone, for ``timeout`` seconds (None = for ever); whether it is."""
+    with _init(root, job.id) as pidfd:
+        if pidfd is None:
+            return True
+        return bool(select.select([pidfd], [], [], timeout)[0])
+
+
+@contextlib.contextmanager
+def _init(root: Root, job_id: str) -> Iterator[int | None]:
+    """A pidfd of the job's init, None when it is gone."""
+    pidfd = _open_init(root.run_job(job_id) / "init.json")
+    try:
+        yield pidfd
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def _open_init(file: Path) -> int | None:
+    try:
+        init = msgspec.json.decode(file.read_bytes(), type=Init)
+        pidfd = os.pidfd_open(init.pid)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            return None
+        raise
+    with contextlib.suppress(ProcessLookupError):
+        if process.start_time(init.pid) == init.start_time:
+            return pidfd
+    os.close(pidfd)
+    return None
+
+
+def _remember(root: Root, job_id: str, pid: int) -> None:
+    try:
+        init = Init(pid=pid, start_time=process.start_time(pid))
+    except ProcessLookupError as error:
+        raise ProtocolError("the job's init ended at once", hint="`serac doctor`; is the base complete?") from error
+    store.write_aside(root.run_job(job_id) / "init.json", msgspec.json.encode(init))
+
+
+def _upper(job: Job) -> str:
+    if job.upper is None:
+        raise WrongState(f"job {job.name} has no upper")
+    return job.upper

@@ -1,0 +1,75 @@
+"""rm: a job that isn't running, with its upper, its logs and the snapshot it was paused to.
+
+1 COMMIT: the job's row goes, with its snapshot (unless pinned) and the layers that nothing else needs; 2 what still
+lives or is held of the host is taken down; 3 the bytes go. Killed after 1: directories that the catalog doesn't know
+and a marker in tmp/, put right by the sweep.
+
+Other snapshots that came from the job stay, and so do the layers that they or forks need.
+"""
+
+from __future__ import annotations
+
+from engine import layers
+from engine.errors import InUse
+from engine.lifecycle import processes
+from engine.lifecycle.root import Root, require
+from engine.model import ENDED, Job, JobState
+from engine.steps import step
+from engine.store import remove_tree
+
+
+def remove(root: Root, job: Job, *, force: bool) -> None:
+    if not force:
+        require(job, JobState.PAUSED, *ENDED, verb="remove", hint="`serac stop JOB` first, or --force")
+    with root.intent(f"rm-{job.id}"):
+        erase(root, job)
+
+
+def erase(root: Root, job: Job) -> None:
+    """Remove a job, whatever state it is in; the caller holds its lock and an intent."""
+    with step("remove.commit", job=job.id):
+        gone = _forget(root, job)
+    with step("remove.release", job=job.id):
+        processes.take_down(root, job)
+    with step("remove.bytes", job=job.id):
+        for layer in {*gone, *([job.upper] if job.upper else [])}:
+            remove_tree(root.layer(layer))
+        remove_tree(root.jobs / job.id)
+
+
+def _forget(root: Root, job: Job) -> list[str]:
+    """The rows go; the ids of the layers that went with them."""
+    with root.catalog.transaction(durable=True) as transaction:
+        transaction.remove_job(job.id)
+        own = [entry for entry in root.catalog.snapshots() if entry.id == job.snapshot and entry.job == job.id]
+        for snapshot in own:
+            if not snapshot.pinned:
+                transaction.remove_snapshot(snapshot.id)
+        gone = _unreferenced(root)
+        for layer in gone:
+            transaction.remove_layer(layer)
+    return gone
+
+
+def remove_snapshot(root: Root, ref: str) -> None:
+    """Remove a snapshot; its layers stay while a chain needs them. Raises InUse for what a job is paused to."""
+    snapshot = root.catalog.snapshot(ref)
+    with root.intent(f"rm-{snapshot.id}"):
+        with root.catalog.transaction(durable=True) as transaction:
+            _refuse_used(root, snapshot.id)
+            transaction.remove_snapshot(snapshot.id)
+            gone = _unreferenced(root)
+            for layer in gone:
+                transaction.remove_layer(layer)
+        for layer in gone:
+            remove_tree(root.layer(layer))
+
+
+def _refuse_used(root: Root, snapshot_id: str) -> None:
+    for job in root.catalog.jobs_in(JobState.PAUSED, JobState.RESUMING):
+        if job.snapshot == snapshot_id:
+            raise InUse(f"job {job.name} is paused to snapshot {snapshot_id}", hint="`serac rm JOB` removes both")
+
+
+def _unreferenced(root: Root) -> list[str]:
+    return layers.unreferenced(root.catalog.layers(), snapshots=root.catalog.snapshots(), jobs=root.catalog.jobs())

@@ -1,0 +1,98 @@
+"""An opened root: its configuration, catalog, places on disk and locks, handed to every verb."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine import cgroup, store
+from engine.catalog import Catalog
+from engine.config import Config
+from engine.doctor import check_root_filesystem
+from engine.errors import NotFound, NotPrivileged, WrongState, from_os
+from engine.model import Job, JobState, Limits
+
+
+class Root:
+    """``timeout`` is in seconds: how long a verb waits for a lock, a freeze, a launch or a kill, each."""
+
+    def __init__(self, config: Config, *, timeout: float) -> None:
+        """Raises NotPrivileged, BadRoot, NotFound (no cgroup v2: HostLacks) or Damaged; makes the root if it is new."""
+        if os.geteuid() != 0:
+            raise NotPrivileged("serac needs root rights", hint="run it as root, for instance with sudo")
+        self.config, self.timeout = config, timeout
+        self.host = cgroup.hierarchies()
+        self.bases, self.layers, self.jobs, self.tmp = (
+            config.root / name for name in ("bases", "layers", "jobs", "tmp")
+        )
+        self.mounts, self.run_jobs = config.run / "mounts", config.run / "jobs"
+        self._make()
+        self.catalog = Catalog(config.root / "catalog.sqlite")
+
+    def _make(self) -> None:
+        places = (self.bases, self.layers, self.jobs, self.tmp, self.mounts, self.run_jobs)
+        if all(place.is_dir() for place in places):
+            return
+        try:
+            self.config.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_root_filesystem(self.config.root)
+            for place in places:
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise from_os(error, "open root") from error
+
+    def layer(self, layer_id: str) -> Path:
+        return self.layers / layer_id
+
+    def io(self, job_id: str) -> Path:
+        """Logs, status files and init's socket; the job writes it, so nothing in it is trusted."""
+        return self.jobs / job_id / "io"
+
+    def run_job(self, job_id: str) -> Path:
+        return self.run_jobs / job_id
+
+    def group(self, job_id: str, limits: Limits) -> cgroup.Group:
+        return cgroup.locate(self.host, self.config.name, job_id, limits)
+
+    def group_of(self, job: Job) -> cgroup.Group:
+        return self.group(job.id, job.spec.limits)
+
+    @contextlib.contextmanager
+    def locked(self, ref: str, *, timeout: float | None = None) -> Iterator[Job]:
+        """Find a job, take its lock and give it as it is then. Raises NotFound, Busy."""
+        found = self.catalog.job(ref)
+        try:
+            with store.locked(self.jobs / found.id, timeout=self.timeout if timeout is None else timeout):
+                yield self.catalog.job(found.id)
+        except FileNotFoundError as error:
+            raise NotFound(f"job {found.name} was removed meanwhile") from error
+
+    def intent(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        return store.intent(self.tmp, name, timeout=self.timeout)
+
+    def put(self, job: Job, *, durable: bool = False) -> Job:
+        with self.catalog.transaction(durable=durable) as transaction:
+            transaction.put_job(job)
+        return job
+
+
+def require(job: Job, *states: JobState, verb: str, hint: str | None = None) -> None:
+    """Raise WrongState unless the job is in one of ``states``."""
+    if job.state not in states:
+        raise WrongState(f"job {job.name} is {job.state}: can't {verb} it", hint=hint or _NEXT.get(job.state))
+
+
+_NEXT = {
+    JobState.PAUSED: "`serac resume JOB` first",
+    JobState.FROZEN: "`serac thaw JOB` first",
+    JobState.EXITED: "it has ended; `serac logs JOB`, `serac rm JOB`",
+    JobState.FAILED: "it has failed; `serac show JOB` says why",
+    JobState.RUNNING: "`serac pause JOB` or `serac stop JOB` first",
+}
+
+
+def now() -> float:
+    return round(time.time(), 3)

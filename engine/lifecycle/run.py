@@ -1,0 +1,119 @@
+"""run: a new job on a base; and fork: a new job on a snapshot's chain. One story, two beginnings.
+
+1 make the job's directories and its empty upper; 2 row: job ``created``, with its layer; 3 mount, launch, start its
+sessions; 4 COMMIT: ``running``.
+
+| killed | leaves | put right by |
+| --- | --- | --- |
+| between 1 and 2 | directories that the catalog doesn't know, and a marker in tmp/ | the sweep |
+| between 2 and 4 | a job that is ``created``, perhaps with processes | recover: they are killed, the job is removed |
+
+A run that fails leaves nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine import layers, store
+from engine.errors import InvalidInput
+from engine.lifecycle import bases, processes, remove, sessions
+from engine.lifecycle.root import Root, now
+from engine.model import Address, ForkResult, Job, JobSpec, JobState, Layer, SessionSpec, Snapshot
+from engine.steps import record, step
+
+LIMIT_LOWEST = {"memory": 4 << 20, "cpus": 0.01, "pids": 8}
+"""below these not even init comes up"""
+
+
+def run(root: Root, spec: JobSpec, *, terminal: tuple[int, int] | None) -> Job:
+    check(spec)
+    base = root.catalog.base(spec.base)
+    job = _new_job(root, spec, base.digest)
+    first = sessions.main_session(job.name, spec, base.env, terminal)
+    job, _ = _begin(root, job, [first] if first is not None else [])
+    return job
+
+
+def fork(root: Root, snapshot: Snapshot, *, name: str | None) -> ForkResult:
+    """The snapshot stays as it is; its top layer becomes one that is only read."""
+    spec = msgspec.structs.replace(snapshot.spec, name=name)
+    check(spec)
+    layers.check_depth(snapshot)
+    with record() as timings:
+        job = msgspec.structs.replace(
+            _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id
+        )
+        job, missing = _begin(root, job, list(sessions.renamed(snapshot.context, job.name).sessions))
+    return ForkResult(job=job.id, name=job.name, snapshot=snapshot.id, missing=missing, timings=timings)
+
+
+def check(spec: JobSpec) -> None:
+    """Raises InvalidInput for what no host could run."""
+    if spec.name is not None:
+        bases.check_name(spec.name)
+    if spec.argv and spec.steps:
+        raise InvalidInput("a job has a command or steps, not both")
+    if not spec.workdir.startswith("/"):
+        raise InvalidInput(f"workdir must be absolute: {spec.workdir!r}")
+    names = [entry.name for entry in spec.steps]
+    if len(set(names)) != len(names):
+        raise InvalidInput("two steps have the same name")
+    for name, lowest in LIMIT_LOWEST.items():
+        value = getattr(spec.limits, name)
+        if value is not None and value < lowest:
+            raise InvalidInput(f"limit {name} is below {lowest}: {value}")
+    for text in (*spec.argv, *spec.env, *spec.env.values(), *names, *(entry.script for entry in spec.steps)):
+        if "\0" in text:
+            raise InvalidInput("a NUL byte can't be in a command, a step or the environment")
+    if any(not key or "=" in key for key in spec.env):
+        raise InvalidInput("an environment variable needs a name without '='")
+
+
+def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
+    job_id = store.new_id()
+    return Job(
+        id=job_id,
+        name=spec.name or job_id,
+        spec=spec,
+        state=JobState.CREATED,
+        base=digest,
+        upper=store.new_id(),
+        created=now(),
+    )
+
+
+def _begin(root: Root, job: Job, first: list[SessionSpec]) -> tuple[Job, dict[int, str]]:
+    # The lock is taken before the row is there: to another engine a job that is `created` and not locked is a crash.
+    root.io(job.id).mkdir(mode=0o755, parents=True)
+    with root.intent(f"job-{job.id}"), store.locked(root.jobs / job.id, timeout=root.timeout):
+        try:
+            with step("run.prepare", job=job.id):
+                job = _make(root, job)
+            missing = processes.bring_up(root, job, sessions=first, verb="run")
+            with step("run.commit", job=job.id):
+                return root.put(msgspec.structs.replace(job, state=JobState.RUNNING, started=now())), missing
+        except BaseException:
+            remove.erase(root, job)
+            raise
+
+
+def _make(root: Root, job: Job) -> Job:
+    """The job's upper, then its rows."""
+    assert job.upper is not None
+    below = root.layer(job.layers[-1]) / "upper" if job.layers else bases.mounted(root, job.base)
+    layers.create(root.layer(job.upper), like=below)
+    upper = Layer(id=job.upper, parent=job.layers[-1] if job.layers else None, owner=job.id, created=job.created)
+    with root.catalog.transaction() as transaction:
+        if job.spec.net == "bridge":
+            job = msgspec.structs.replace(job, address=_address(root))
+        transaction.add_job(job)
+        transaction.put_layer(upper)
+    return job
+
+
+def _address(root: Root) -> Address:
+    """Within the transaction that adds the job, so that no two engines choose the same."""
+    from engine import network
+
+    return network.allocate(root.config, [job.address for job in root.catalog.jobs() if job.address is not None])

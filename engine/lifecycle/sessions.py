@@ -1,0 +1,79 @@
+"""Which sessions a job begins with, and which come back after a pause: pure decisions on specs and contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from engine.model import Context, Job, JobSpec, SessionSpec, SessionStatus
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def environment(job: str, base: Mapping[str, str], own: Mapping[str, str], *, terminal: bool) -> dict[str, str]:
+    """A session's whole environment: defaults, then what the base brings along, then the job's or session's own.
+
+    Shells on a terminal write each command to their history at once, so that a pause without a checkpoint keeps it."""
+    values = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", "container": "serac", "SERAC_JOB": job}
+    if terminal:
+        values |= {"TERM": "xterm-256color", "HISTFILE": "/root/.bash_history", "PROMPT_COMMAND": "history -a"}
+    return {**values, **base, **own}
+
+
+def main_session(
+    name: str, spec: JobSpec, base_env: Mapping[str, str], terminal: tuple[int, int] | None
+) -> SessionSpec | None:
+    """Session 0, or None for a job that only serves ``exec``."""
+    if not spec.argv and not spec.steps:
+        return None
+    return SessionSpec(
+        id=0,
+        argv=spec.argv,
+        steps=spec.steps,
+        env=environment(name, base_env, spec.env, terminal=spec.tty),
+        workdir=spec.workdir,
+        tty=(terminal or (24, 80)) if spec.tty else None,
+        keep=True,
+    )
+
+
+def exec_session(job: Job, base_env: Mapping[str, str], spec: SessionSpec) -> SessionSpec:
+    """An ``exec``: the job's environment under the session's own, the job's directory unless it names one."""
+    own = {**job.spec.env, **spec.env}
+    return msgspec.structs.replace(
+        spec,
+        env=environment(job.name, base_env, own, terminal=spec.tty is not None),
+        workdir=spec.workdir or job.spec.workdir,
+        keep=spec.keep or spec.tty is not None,
+    )
+
+
+def context_of(
+    job: Job,
+    specs: Mapping[int, SessionSpec],
+    statuses: Mapping[int, SessionStatus],
+    directories: Mapping[int, str],
+    *,
+    labels: Mapping[str, str],
+) -> Context:
+    """What a filesystem resume will start again: session 0 and every kept session that lived at the cut.
+
+    ``directories`` has the current directory of terminal sessions, whose shells have moved since they began; a command
+    starts again where it was started, because its arguments are meant from there."""
+    sessions = []
+    for number, spec in sorted(specs.items()):
+        status = statuses.get(number)
+        if status is None or not status.running or not spec.keep:
+            continue
+        again = msgspec.structs.replace(spec, id=number, done=status.done)
+        if number in directories:
+            again = msgspec.structs.replace(again, workdir=directories[number])
+        sessions.append(again)
+    return Context(sessions=tuple(sessions), state=job.spec.state, labels={**job.spec.labels, **labels})
+
+
+def renamed(context: Context, name: str) -> Context:
+    """The context for a fork, whose sessions are told their new job's name."""
+    sessions = tuple(msgspec.structs.replace(spec, env={**spec.env, "SERAC_JOB": name}) for spec in context.sessions)
+    return msgspec.structs.replace(context, sessions=sessions)

@@ -1,0 +1,59 @@
+"""stop: TERM to the job's init, which passes it on; after the grace KILL to the whole control group.
+
+COMMIT is the settling of the ended job; killed before it: the job has ended or runs on, and the next look tells.
+Also freeze and thaw: the whole job stands still in memory and goes on, in a millisecond."""
+
+from __future__ import annotations
+
+import signal
+
+import msgspec
+
+from engine import cgroup
+from engine.lifecycle import observe, processes
+from engine.lifecycle.root import Root, now, require
+from engine.model import ENDED, LIVE, Job, JobState
+from engine.steps import step
+
+
+def stop(root: Root, job: Job, *, grace: float | None) -> Job:
+    """A job that has ended already is no error."""
+    if job.state in ENDED:
+        return job
+    require(job, *LIVE, verb="stop")
+    if job.state is JobState.FROZEN:
+        cgroup.thaw(root.group_of(job))
+    with step("stop.term", job=job.id):
+        processes.signal_init(root, job, signal.SIGTERM)
+        processes.wait_init(root, job, timeout=root.config.settings.stop_grace if grace is None else grace)
+    with step("stop.kill", job=job.id):
+        processes.take_down(root, job)
+    return root.put(_stopped(root, job))
+
+
+def _stopped(root: Root, job: Job) -> Job:
+    status = observe.main_status(root, job)
+    if status is not None and status.status is not None:
+        return observe.ended(job, status)
+    # Killed before init could write, or a job without a command of its own: we know why it ended.
+    had_command = bool(job.spec.argv or job.spec.steps)
+    code = 128 + signal.SIGKILL if had_command else 0
+    return msgspec.structs.replace(job, state=JobState.EXITED, status=code, ended=now())
+
+
+def freeze(root: Root, job: Job) -> Job:
+    if job.state is JobState.FROZEN:
+        return job
+    require(job, JobState.RUNNING, verb="freeze")
+    with step("freeze.freeze", job=job.id):
+        cgroup.freeze(root.group_of(job), timeout=root.timeout)
+    return root.put(msgspec.structs.replace(job, state=JobState.FROZEN))
+
+
+def thaw(root: Root, job: Job) -> Job:
+    if job.state is JobState.RUNNING:
+        return job
+    require(job, JobState.FROZEN, verb="thaw")
+    with step("thaw.thaw", job=job.id):
+        cgroup.thaw(root.group_of(job))
+    return root.put(msgspec.structs.replace(job, state=JobState.RUNNING))

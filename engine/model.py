@@ -1,0 +1,296 @@
+"""The domain: every noun that serac knows, as frozen values. No I/O here, no imports of ours.
+
+The glossary, one word an idea:
+
+image     an EROFS filesystem in two files, metadata and data, named by digest
+base      a read-only root filesystem: an image, mounted once per host and shared; a name is a movable tag on a digest
+layer     a filesystem diff over its parent: a directory that one job writes (its upper) until it is sealed
+upper     the writable layer of one running job
+chain     base + layers, oldest to newest, under an upper
+job       a workload: spec, state, chain, upper, cgroup, network, process tree
+session   a process that was started in a job: the job's command is session 0, each ``exec`` is another
+context   what a filesystem resume needs to go on: each session's command, environment and directory, the steps that
+          were completed, the caller's own state, labels
+snapshot  immutable: base digest + layers + context + labels + reason + times
+seal      turn an upper into a layer that nobody writes any more
+freeze    stop a job in memory (cgroup v2 freezer); thaw: let it go on
+pause     freeze, seal, release compute; resume: mount, start, go on
+fork      resume a snapshot as a new job; the snapshot stays
+recover   bring the world back in line with the catalog after a crash
+
+Units: times are seconds since the epoch (float) unless a name says ``_ns``; sizes are bytes; ``timings`` are
+milliseconds by step.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Literal
+
+import msgspec
+
+Net = Literal["none", "host", "bridge"]
+UserNs = Literal["private", "host"]
+Strategy = Literal["reuse", "stack"]
+
+
+class JobState(enum.StrEnum):
+    CREATED = "created"
+    RUNNING = "running"
+    FROZEN = "frozen"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    RESUMING = "resuming"
+    EXITED = "exited"
+    FAILED = "failed"
+
+
+LIVE = frozenset({JobState.RUNNING, JobState.FROZEN})
+"""States in which a job has processes."""
+
+ENDED = frozenset({JobState.EXITED, JobState.FAILED})
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=False, omit_defaults=True):
+    """The base of all domain values: immutable, compared by content, keyword-only, JSON by msgspec."""
+
+
+class Step(Value, frozen=True, kw_only=True):
+    """A named shell script; a job made of steps goes on at the first one not completed."""
+
+    name: str
+    script: str
+
+
+class Limits(Value, frozen=True, kw_only=True):
+    memory: int | None = None
+    """bytes"""
+    cpus: float | None = None
+    """processors, 1.5 = one and a half"""
+    pids: int | None = None
+
+
+class JobSpec(Value, frozen=True, kw_only=True):
+    """What to run, and in what. With neither ``argv`` nor ``steps`` the job stays up for ``exec`` until stopped."""
+
+    base: str
+    """a base's name or digest"""
+    argv: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    name: str | None = None
+    """unique among jobs; default: the job's id"""
+    env: dict[str, str] = {}
+    workdir: str = "/"
+    net: Net = "none"
+    userns: UserNs = "private"
+    tty: bool = False
+    limits: Limits = Limits()
+    labels: dict[str, str] = {}
+    allow: tuple[str, ...] = ()
+    """seccomp denials to lift, see ``allow`` in native/protocol.h"""
+    state: Any = None
+    """the caller's own JSON value; travels in every snapshot's context"""
+
+
+class SessionSpec(Value, frozen=True, kw_only=True):
+    """A process to start in a job. ``id`` 0 is the job's own command."""
+
+    id: int | None = None
+    argv: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    done: tuple[str, ...] = ()
+    """names of steps that were completed before"""
+    env: dict[str, str] = {}
+    workdir: str = ""
+    """empty = the job's"""
+    tty: tuple[int, int] | None = None
+    """rows and columns of the terminal, None = no terminal"""
+    keep: bool = False
+    """comes back after a filesystem resume"""
+    uid: int = 0
+    gid: int = 0
+
+
+class SessionStatus(Value, frozen=True, kw_only=True):
+    """What init last wrote of a session."""
+
+    id: int
+    running: bool
+    pid: int | None = None
+    """in the job's pid namespace"""
+    exit: int | None = None
+    """exit code, or None"""
+    signal: int | None = None
+    """the signal that ended it, or None"""
+    done: tuple[str, ...] = ()
+    step: str | None = None
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def status(self) -> int | None:
+        """As a shell says it: the exit code, or 128 + signal; None while it runs."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return self.exit
+
+
+class Context(Value, frozen=True, kw_only=True):
+    """What a filesystem resume starts again."""
+
+    sessions: tuple[SessionSpec, ...] = ()
+    state: Any = None
+    labels: dict[str, str] = {}
+
+
+class Address(Value, frozen=True, kw_only=True):
+    """A bridge job's place in the configured subnet: a /30 of its own."""
+
+    job: str
+    gateway: str
+    prefix: int
+    interface: str
+    """the host's end of the veth pair"""
+
+
+class Layer(Value, frozen=True, kw_only=True):
+    """A directory ``layers/<id>/upper``. Its owner writes it; sealed (no owner) nobody does."""
+
+    id: str
+    parent: str | None = None
+    """the layer below, None = the base"""
+    owner: str | None = None
+    """id of the job whose upper it is"""
+    created: float = 0.0
+
+
+class Job(Value, frozen=True, kw_only=True):
+    id: str
+    name: str
+    spec: JobSpec
+    state: JobState
+    base: str
+    """digest"""
+    layers: tuple[str, ...] = ()
+    """sealed layers under the upper, oldest first"""
+    upper: str | None = None
+    """the layer that the job writes, None while it is paused"""
+    snapshot: str | None = None
+    """the snapshot it was last paused to, or is being resumed from"""
+    address: Address | None = None
+    created: float = 0.0
+    started: float | None = None
+    ended: float | None = None
+    status: int | None = None
+    """as ``SessionStatus.status``, once exited"""
+    failure: str | None = None
+    """why it is ``failed``, in a line"""
+    pauses: int = 0
+    forked_from: str | None = None
+    """snapshot id"""
+
+
+class Snapshot(Value, frozen=True, kw_only=True):
+    """Immutable once written. ``layers`` oldest first; the last one is what the pause sealed."""
+
+    id: str
+    job: str
+    name: str
+    """the job's name when it was taken"""
+    spec: JobSpec
+    base: str
+    layers: tuple[str, ...]
+    context: Context
+    mode: Literal["filesystem", "process"] = "filesystem"
+    reason: str | None = None
+    """why not ``process``, machine-readable"""
+    labels: dict[str, str] = {}
+    parent: str | None = None
+    created: float = 0.0
+    pinned: bool = False
+    expires: float | None = None
+
+
+class Digest(Value, frozen=True, kw_only=True):
+    """One file of an image."""
+
+    sha256: str
+    size: int
+
+
+class Image(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """image.json beside the two files; the image's digest is the SHA-256 of its bytes."""
+
+    format: str = "serac-image/1"
+    meta: Digest
+    blob: Digest
+    piece_size: int = 1 << 20
+    pieces: tuple[str, ...] = ()
+    """SHA-256 of each piece of the blob, in order"""
+
+
+class Base(Value, frozen=True, kw_only=True):
+    digest: str
+    names: tuple[str, ...] = ()
+    size: int = 0
+    """bytes of both files"""
+    source: str = ""
+    """how it was built, for people: ``debian:bookworm``, ``tar:rootfs.tar`` ..."""
+    created: float = 0.0
+    env: dict[str, str] = {}
+    """environment that the base brings along (an OCI image's config)"""
+
+
+class Warmth(Value, frozen=True, kw_only=True):
+    """What ``base warm`` did."""
+
+    size: int
+    cached_before: int
+    cached_after: int
+
+
+class PauseResult(Value, frozen=True, kw_only=True, omit_defaults=False):
+    job: str
+    snapshot: str
+    mode: str
+    reason: str | None
+    timings: dict[str, float]
+    sizes: dict[str, int]
+
+
+class ResumeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
+    job: str
+    snapshot: str
+    strategy: Strategy
+    mode: str
+    missing: dict[int, str] = {}
+    """sessions that could not be started again, with the reason; never session 0"""
+    timings: dict[str, float] = {}
+
+
+class ForkResult(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """The new job, from ``snapshot``."""
+
+    job: str
+    name: str
+    snapshot: str
+    strategy: Strategy = "stack"
+    mode: str = "filesystem"
+    missing: dict[int, str] = {}
+    timings: dict[str, float] = {}
+
+
+class Finding(Value, frozen=True, kw_only=True):
+    """One line of ``doctor``: what was looked for, whether it is there, and the remedy where not."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str | None = None
+    required: bool = True
+
+
+class SnapshotSource(Value, frozen=True, kw_only=True):
+    """A base built from a snapshot: its whole chain, flattened into one image."""
+
+    snapshot: str

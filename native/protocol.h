@@ -1,0 +1,141 @@
+/*
+ * The words that the engine, serac-launch and serac-init exchange.  This file is the contract: the Python side
+ * (engine/launch.py, engine/session.py) and both programs are written against it.
+ *
+ * RECORDS.  A list of fields is written as `key=value` records, each ended by a NUL byte.  Keys are [a-z0-9._-]+ ;
+ * a value is any bytes but NUL; a key may be repeated, order counts, and a record without `=` is an error, as is an
+ * unknown key (a newer engine must not be misread).  The same form serves launch specs, launch reports, session specs
+ * and session status files.
+ *
+ * LAUNCH SPEC (standard input of `serac-launch run`, to end of file, at most LAUNCH_SPEC_MAX bytes)
+ *   serac-launch=1           first record: the version
+ *   cgroup=PATH              cgroup v2 directory; the job is born in it (CLONE_INTO_CGROUP, else moved before it runs)
+ *   cgroup1=PATH             a cgroup v1 directory to join as well (repeated; before the job runs)
+ *   range=FIRST:COUNT        user namespace: ids 0..COUNT-1 of the job are FIRST.. on the host, layers are mounted
+ *                            with that idmap.  Absent: the host's user namespace, layers as they are
+ *   stage=DIR                an empty directory; a tmpfs is mounted on it in the private namespace, holding the trees
+ *   tree=NAME=PATH           clone of the mount at PATH (detached copy of that subtree, idmapped with `range`), to be
+ *                            used below as NAME or NAME/SUB/PATH; NAME is [a-z0-9]+
+ *   lower=REL                a read-only layer, topmost first (repeated; at least one)
+ *   upper=REL  work=REL      the writable layer; both absent: a read-only view of the lower layers
+ *   overlay=OPTION[=VALUE]   an option for the overlay (repeated), such as `index=off` or `volatile`
+ *   bind=REL=TARGET          a tree bound read-write at TARGET inside the job (repeated); TARGET must exist
+ *   net=private|host|fd:N    a new network namespace with loopback up | the caller's | the one behind descriptor N
+ *   hold=N                   after `pid` was reported, the job waits until one byte can be read from descriptor N
+ *                            (end of file: the launch is given up); meanwhile the engine puts eth0 into its namespace
+ *   address=A.B.C.D/LEN  gateway=A.B.C.D     set on eth0 after `hold`, with a default route
+ *   hostname=NAME
+ *   rlimit=NAME:SOFT:HARD    NAME as in prlimit(1) (nofile, nproc, core, memlock, stack ...); numbers or `unlimited`
+ *   shm=BYTES                size of /dev/shm (default 64 MiB)
+ *   allow=GROUP              lift a seccomp denial: io_uring, landlock, userfaultfd, perf, bpf, keyring, namespaces,
+ *                            fanotify, memfd_secret (repeated)
+ *   write=PATH=CONTENT       after pivot_root, as the job's root: make PATH a regular file with that content, unless
+ *                            it is one already (repeated); missing parent directories are made, mode 0755, file 0644
+ *   init=N:PATH              copy the program behind descriptor N to PATH in the job unless it is there, then execute it
+ *   arg=STRING               arguments after argv[0] (repeated).  argv[0] is PATH
+ *   listen=PATH              bind a SOCK_SEQPACKET unix socket at PATH inside the job, mode 0666, and give it to init
+ *                            as descriptor 3
+ *   stdin=N stdout=N stderr=N  descriptors to become the program's (used by copies); absent: /dev/null
+ *
+ * LAUNCH REPORT (standard output of serac-launch, records, written as they become known)
+ *   pid=N                    the job's PID 1, as the caller sees it
+ *   took=STEP:MICROSECONDS   steps: cgroup userns trees overlay clone network mounts sandbox exec
+ *   ready=1                  init has been executed (its exec succeeded): last record on success, exit status 0
+ *   step=STEP errno=N path=P  why not: last records on failure, exit status 1; nothing of the launch is left
+ *
+ * `serac-launch mount` (spec: serac-launch=1, meta=FILE, blob=FILE, target=DIR) mounts an EROFS image read-only,
+ * nosuid stays off, nodev off (the base's device nodes are used), without a loop device.  `serac-launch unmount`
+ * (spec: serac-launch=1, target=DIR) unmounts it.  Both report `ready=1` or step/errno/path.
+ *
+ * SESSIONS.  serac-init is PID 1 of a job.  It serves the socket that it finds as descriptor 3 (host side:
+ * JOB/io/init.sock; inside: /run/serac/init.sock).  A message is one SOCK_SEQPACKET packet: a `struct message`,
+ * then `length` bytes.  All integers little-endian.  A packet that is cut, too long, unknown or not allowed in the
+ * connection's state is answered with M_ERROR and the connection closed.
+ * Trust: peers outside the job's pid namespace (SO_PEERCRED pid 0) and uid 0 inside may send everything; any other
+ * peer inside only M_ASK.
+ *
+ * On accept init sends M_HELLO.  Then a connection is one of:
+ *   control     any number of M_START (detached), M_LIST, M_SIGNAL, M_ANSWER, M_QUIESCE
+ *   attached    after M_START with `attach=1` or M_ATTACH: a view of one session, M_INPUT / M_INPUT_END / M_RESIZE /
+ *               M_SIGNAL one way, M_OUTPUT / M_STEP / M_EXIT the other; closing it detaches
+ *   asking      after M_ASK: blocks until M_ANSWER
+ *
+ * SESSION SPEC (payload of M_START)
+ *   arg=S (repeated)         command; or, instead, steps run one after the other with `/bin/sh -e -c SCRIPT`:
+ *   step=NAME script=SCRIPT  (pairs, repeated; `done=NAME` for one that is completed already and only recorded)
+ *   env=K=V (repeated)       the whole environment
+ *   cwd=DIR  umask=OCTAL  uid=N  gid=N
+ *   tty=ROWSxCOLS            on a terminal of its own
+ *   main=1                   session 0: when it ends, the job ends with its status.  Without main the next free id is taken;
+ *   id=N                     ask for this id (a session that comes back after a resume keeps its id)
+ *   attach=1                 stay attached on this connection, from the first byte of output
+ *   stdin=1                  standard input is a pipe fed by this connection (else /dev/null); it is closed by
+ *                            M_INPUT_END or when this connection ends
+ *   keep=1                   comes back after a filesystem resume (detached and terminal sessions)
+ *
+ * FILES that init keeps in /run/serac (JOB/io), each replaced by rename:
+ *   N.spec                   the session's spec as it was received
+ *   N.status                 records: pid=N (in the job's pid namespace), started=NANOSECONDS, running=1, or exit=CODE / signal=N and
+ *                            ended=NS; for steps `done=NAME` for each completed one, in order, and `step=NAME` for the
+ *                            running one
+ *   N.log, N.log.old         output; see LOG
+ *   ask                      the open request of M_ASK: reason=TEXT, state=JSON, pid=N
+ *
+ * LOG.  A log file is a `struct log_head` and then messages exactly as sent to attached clients (M_OUTPUT, M_STEP,
+ * M_EXIT); `offset` in each is its own logical position: the byte position had the log never been rotated, counted
+ * without heads.  When a file reaches half of the limit (LOG_LIMIT, default 256 MiB for both together) it becomes N.log.old and a new one
+ * begins.  Each attached client has a cursor in the log and is served from it when its socket takes more: a slow
+ * client lags, loses nothing that is still kept, and never slows the session.
+ */
+#pragma once
+#include <stdint.h>
+
+#define LAUNCH_VERSION 1
+#define LAUNCH_SPEC_MAX (4u << 20)
+#define PROTOCOL_VERSION 1
+#define MESSAGE_MAX (1u << 20) /* payload of M_START; every other payload is at most CHUNK_MAX */
+#define CHUNK_MAX (32u << 10)
+#define SESSIONS_MAX 1024
+#define CLIENTS_MAX 256 /* connections to one init */
+#define LOG_MAGIC "seraclog"
+#define LOG_VERSION 1
+
+enum message_type {
+    M_HELLO = 1,    /* init: `session` = PROTOCOL_VERSION, payload: records build=ID */
+    M_START = 2,    /* client: payload session spec */
+    M_STARTED = 3,  /* init: `session` id, payload records pid=N */
+    M_ATTACH = 4,   /* client: `session`, `offset` = where to begin; ~0 = only what comes; ~0-1 = last 64 KiB */
+    M_ATTACHED = 5, /* init: `session`, `offset` = where it really begins; payload the session's status records */
+    M_OUTPUT = 6,   /* init: `session`, `stream` 1 or 2 (a terminal: 1), `offset`, `time`, payload bytes */
+    M_STEP = 7,     /* init: `stream` 0 begins, 1 completed, 2 failed; payload: the step's name */
+    M_EXIT = 8,     /* init: payload records exit=N or signal=N; the last of a session */
+    M_INPUT = 9,    /* client: payload bytes for standard input or the terminal */
+    M_INPUT_END = 10,
+    M_RESIZE = 11,  /* client: `offset` = rows << 32 | columns */
+    M_SIGNAL = 12,  /* client: `session`, `stream` = signal number; to the session's process group */
+    M_LIST = 13,    /* client; answered by M_LISTED for each live session and one with `session` ~0 */
+    M_LISTED = 14,  /* init: `session`, payload status records */
+    M_ASK = 15,     /* client inside: payload records reason=TEXT state=JSON */
+    M_ANSWER = 16,  /* client outside -> init -> asker: payload records outcome=resumed|forked|refused, text=, state= */
+    M_QUIESCE = 17, /* client outside: every connection but none of the sessions is closed, this one last, after M_OK */
+    M_OK = 18,
+    M_ERROR = 19,   /* `stream` 0, `offset` errno, payload: step or reason as text */
+};
+
+struct message {
+    uint8_t type;
+    uint8_t stream;
+    uint16_t zero;
+    uint32_t session;
+    uint32_t length; /* of the payload that follows */
+    uint32_t zero2;
+    uint64_t offset;
+    uint64_t time; /* CLOCK_REALTIME, nanoseconds; 0 from clients */
+};
+
+struct log_head {
+    char magic[8];
+    uint32_t version;
+    uint32_t session;
+    uint64_t base; /* logical offset of the first byte after this head */
+};
