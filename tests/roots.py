@@ -1,0 +1,84 @@
+"""Roots for tests: one small base, built once a run, and an engine on a root of its own for each test."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import Engine, JobSpec, Step
+from engine.base import DirSource
+
+BUSYBOX = "/bin/busybox"
+"""of Debian's busybox-static: a whole userland in one file that needs no libraries"""
+
+
+@pytest.fixture(scope="session")
+def small_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root filesystem of two megabytes."""
+    tree = tmp_path_factory.mktemp("small")
+    for name in ("bin", "sbin", "usr/bin", "usr/sbin", "etc", "root", "tmp", "src"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(BUSYBOX, tree / "bin/busybox")
+    for applet in subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split():
+        if applet != "busybox":
+            (tree / "bin" / applet).symlink_to("busybox")
+    (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")
+    (tree / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+    (tree / "src/lower").write_text("of the base\n")
+    (tree / "tmp").chmod(0o1777)
+    return tree
+
+
+@pytest.fixture
+def root_directory() -> Iterator[Path]:
+    """A new directory for a root, on the filesystem of /var/tmp; all of it is removed at the end."""
+    path = Path(tempfile.mkdtemp(prefix="serac-test-", dir="/var/tmp"))
+    yield path / "root"
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def engine(root_directory: Path, small_tree: Path) -> Iterator[Engine]:
+    """An engine with the base ``small``; whatever the test leaves in it is removed."""
+    with Engine(root_directory, timeout=30) as engine:
+        engine.base_build("small", DirSource(path=small_tree))
+        yield engine
+        empty(engine)
+
+
+def empty(engine: Engine) -> None:
+    """Remove everything that a root holds, through the engine's own verbs."""
+    for job in engine.jobs(ended=True):
+        engine.remove(job.id, force=True)
+    for snapshot in engine.snapshots():
+        engine.snapshot_remove(snapshot.id)
+    for base in engine.bases():
+        for name in base.names:
+            engine.base_remove(name)
+    run = engine.config.run
+    assert sorted(path for path in run.rglob("*") if not path.is_dir()) == []
+    shutil.rmtree(run)
+    if run.parent == Path("/run/serac") and not any(run.parent.iterdir()):
+        run.parent.rmdir()
+
+
+def shell(script: str, **fields: object) -> JobSpec:
+    """A job that runs a shell script."""
+    return JobSpec(base="small", argv=("/bin/sh", "-c", script), **fields)  # type: ignore[arg-type]
+
+
+def steps(**scripts: str) -> tuple[Step, ...]:
+    return tuple(Step(name=name, script=script) for name, script in scripts.items())
+
+
+def output(engine: Engine, ref: str, number: int = 0, *, live: bool = True) -> str:
+    """What a session printed on both streams, to its end."""
+    from engine.session import Output
+
+    events = engine.follow(ref, number, live=live)
+    return b"".join(event.data for event in events if isinstance(event, Output)).decode()
