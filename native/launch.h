@@ -1,0 +1,145 @@
+/*
+ * serac-launch: what its parts share.  A launch is two processes, the launcher and the job's first process, and each
+ * runs a list of actions (launch.c, launch_job.c); an action belongs to a step, and a step is what a report names.
+ *
+ *   launch.c           the verbs, the launcher's actions, the report
+ *   launch_spec.c      the launch spec (protocol.h), checked as a whole before anything is done
+ *   launch_clone.c     the job's first process is born: cgroups, id maps, limits
+ *   launch_layers.c    trees, idmaps, the overlay
+ *   launch_fs.c        the kernel's mount interface, by descriptors
+ *   launch_job.c       the actions of the job's first process, up to the exec of init
+ *   launch_mounts.c    what is mounted inside, pivot_root
+ *   launch_network.c   loopback, address, route
+ *   launch_files.c     files put into the job: `write`, `init`, `listen`
+ *   launch_sandbox.c   descriptors, capabilities, hostname
+ *   launch_seccomp.c   the system call filter
+ *   launch_image.c     `mount` and `unmount` of EROFS images
+ */
+#pragma once
+#include "cleanup.h"
+#include "launch_spec.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <seccomp.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+enum step {
+    STEP_NONE,
+    STEP_SPEC,
+    STEP_CGROUP,
+    STEP_USERNS,
+    STEP_TREES,
+    STEP_OVERLAY,
+    STEP_CLONE,
+    STEP_NETWORK,
+    STEP_MOUNTS,
+    STEP_FILES,
+    STEP_SANDBOX,
+    STEP_EXEC,
+    STEP_MOUNT,
+    STEP_UNMOUNT,
+    STEP_COUNT,
+};
+
+/* Why a step did not succeed; `path` is what it was about: a path, a key of the spec, or the kernel's own words. */
+struct failure {
+    enum step step;
+    int error;
+    char path[1024];
+};
+
+/* What the job's first process tells the launcher: one packet. */
+struct note {
+    struct failure failure;
+    unsigned took[STEP_COUNT];
+};
+
+struct launch {
+    struct spec spec;
+    struct failure failure;
+    unsigned took[STEP_COUNT]; /* microseconds */
+    pid_t pid;                 /* the job's first process; 0 before it is born and in itself */
+    int link;                  /* to the other side: a SOCK_SEQPACKET pair */
+    int link_job;              /* its other end, until the clone */
+    int cgroup;
+    int userns; /* the job's user namespace; -1: the host's */
+    int *binds; /* detached copies of the trees in `spec.binds` */
+    int null;   /* the null device inside, or the host's where the job broke its own */
+    int listener;
+    scmp_filter_ctx filter;
+    int program; /* the filter as the kernel takes it, in memory that both sides share */
+    struct mover *mover;
+};
+
+struct action {
+    enum step step;
+    int (*run)(struct launch *launch);
+    bool waits; /* for another process: the time isn't the step's */
+};
+#define RUN(name, function)                                                                                            \
+    { STEP_##name, function, false }
+#define WAIT(name, function)                                                                                           \
+    { STEP_##name, function, true }
+
+/* Run the actions in order and time them; -1 at the first that fails, with launch->failure filled in. */
+int actions_run(struct launch *launch, const struct action *actions, size_t count);
+
+/* Note errno and what it was about; always -1, so that a step can `return fail(launch, path)`. */
+int fail(struct launch *launch, const char *path);
+
+/* launch.c: the next note of the job: 1, or 0 when it closed the link, or -1; why a closed link is a failure. */
+int note_take(struct launch *launch);
+int job_lost(struct launch *launch);
+
+/* launch_clone.c */
+int cgroup_open(struct launch *launch);
+int job_clone(struct launch *launch);
+int cgroups_join(struct launch *launch);
+int cgroups_joined(struct launch *launch);
+int ids_map(struct launch *launch);
+int limits_set(struct launch *launch);
+void job_kill(struct launch *launch);
+
+/* launch_layers.c */
+int stage_mount(struct launch *launch);
+int trees_attach(struct launch *launch);
+int sysfs_lend(struct launch *launch);
+int root_mount(struct launch *launch);
+#define STAGE_ROOT ".root" /* names of trees have no dot */
+#define STAGE_SYSFS ".sysfs"
+
+/* launch_job.c: the job's first process; does not return. */
+_Noreturn void job_main(struct launch *launch);
+
+/* launch_mounts.c */
+int root_enter(struct launch *launch);
+int mounts_make(struct launch *launch);
+int host_leave(struct launch *launch);
+
+/* launch_network.c */
+int network_enter(struct launch *launch);
+int network_make(struct launch *launch);
+int address_set(struct launch *launch);
+
+/* launch_files.c */
+int files_write(struct launch *launch);
+int init_copy(struct launch *launch);
+int socket_listen(struct launch *launch);
+
+/* launch_sandbox.c */
+int hostname_set(struct launch *launch);
+int descriptors_place(struct launch *launch);
+int signals_reset(struct launch *launch);
+int privileges_drop(struct launch *launch);
+int limit_parse(const char *text, int *resource, unsigned long long *soft, unsigned long long *hard);
+
+/* launch_seccomp.c */
+int filter_open(struct launch *launch);
+int filter_build(struct launch *launch);
+int filter_load(struct launch *launch);
+
+/* launch_image.c */
+int image_mount(struct launch *launch);
+int image_unmount(struct launch *launch);

@@ -1,0 +1,327 @@
+#include "launch_spec.h"
+
+#include "launch.h"
+#include "protocol.h"
+#include "records.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+
+#define SHM_DEFAULT (64ll << 20)
+#define LAYERS_MAX 500 /* the kernel's own limit for an overlay */
+
+static int invalid(void) {
+    errno = EINVAL;
+    return -1;
+}
+
+static int descriptor_parse(const char *text, int *fd) {
+    long long number;
+    if (number_parse(text, 0, INT_MAX, &number) < 0)
+        return invalid();
+    if (fcntl((int)number, F_GETFD) < 0)
+        return -1;
+    *fd = (int)number;
+    return 0;
+}
+
+static bool absolute(const char *path) {
+    return path[0] == '/' && strlen(path) < PATH_MAX;
+}
+
+/* The overlay's mount(2) form gives meaning to comma, colon and backslash; no path of a layer needs them. */
+static bool relative(const char *path) {
+    size_t length = strlen(path);
+    if (!length || length >= PATH_MAX || path[0] == '/' || strpbrk(path, ",:\\"))
+        return false;
+    return strcmp(path, "..") && strncmp(path, "../", 3) && !strstr(path, "/../") &&
+           (length < 3 || strcmp(path + length - 3, "/.."));
+}
+
+static int check_absolute(struct spec *spec, const struct pair *pair) {
+    (void)spec;
+    return absolute(pair->key) ? 0 : invalid();
+}
+
+static int check_relative(struct spec *spec, const struct pair *pair) {
+    (void)spec;
+    return relative(pair->key) ? 0 : invalid();
+}
+
+static int check_tree(struct spec *spec, const struct pair *pair) {
+    (void)spec;
+    size_t length = strlen(pair->key);
+    bool name = length && length < NAME_MAX && !pair->key[strspn(pair->key, "abcdefghijklmnopqrstuvwxyz0123456789")];
+    return name && absolute(pair->value) ? 0 : invalid();
+}
+
+static int check_bind(struct spec *spec, const struct pair *pair) {
+    (void)spec;
+    return relative(pair->key) && absolute(pair->value) ? 0 : invalid();
+}
+
+static int check_rlimit(struct spec *spec, const struct pair *pair) {
+    (void)spec;
+    int resource;
+    unsigned long long soft, hard;
+    return limit_parse(pair->key, &resource, &soft, &hard);
+}
+
+static int check_version(struct spec *spec, const struct pair *pair) {
+    (void)spec;
+    long long version;
+    return number_parse(pair->key, LAUNCH_VERSION, LAUNCH_VERSION, &version) < 0 ? invalid() : 0;
+}
+
+static int check_hostname(struct spec *spec, const struct pair *pair) {
+    (void)spec;
+    size_t length = strlen(pair->key);
+    return length && length <= HOST_NAME_MAX ? 0 : invalid();
+}
+
+static int check_listen(struct spec *spec, const struct pair *pair) {
+    (void)spec;
+    return absolute(pair->key) && strlen(pair->key) < sizeof((struct sockaddr_un *)0)->sun_path ? 0 : invalid();
+}
+
+static int parse_range(struct spec *spec, const struct pair *pair) {
+    char *colon = strchr(pair->key, ':');
+    long long first, count;
+    if (!colon)
+        return invalid();
+    *colon = 0;
+    if (number_parse(pair->key, 1, UINT32_MAX - 1, &first) < 0 || number_parse(colon + 1, 1, UINT32_MAX, &count) < 0 ||
+        first + count > UINT32_MAX)
+        return invalid();
+    spec->first = (uint32_t)first;
+    spec->count = (uint32_t)count;
+    return 0;
+}
+
+static int parse_net(struct spec *spec, const struct pair *pair) {
+    if (!strcmp(pair->key, "private"))
+        spec->net = NET_PRIVATE;
+    else if (!strcmp(pair->key, "host"))
+        spec->net = NET_HOST;
+    else if (!strncmp(pair->key, "fd:", 3))
+        spec->net = NET_GIVEN;
+    else
+        return invalid();
+    return spec->net == NET_GIVEN ? descriptor_parse(pair->key + 3, &spec->net_fd) : 0;
+}
+
+static int parse_hold(struct spec *spec, const struct pair *pair) {
+    return descriptor_parse(pair->key, &spec->hold_fd);
+}
+
+static int parse_stdin(struct spec *spec, const struct pair *pair) {
+    return descriptor_parse(pair->key, &spec->std_fd[0]);
+}
+
+static int parse_stdout(struct spec *spec, const struct pair *pair) {
+    return descriptor_parse(pair->key, &spec->std_fd[1]);
+}
+
+static int parse_stderr(struct spec *spec, const struct pair *pair) {
+    return descriptor_parse(pair->key, &spec->std_fd[2]);
+}
+
+static int parse_init(struct spec *spec, const struct pair *pair) {
+    char *colon = strchr(pair->key, ':');
+    if (!colon || !absolute(colon + 1))
+        return invalid();
+    *colon = 0;
+    spec->init = colon + 1;
+    return descriptor_parse(pair->key, &spec->init_fd);
+}
+
+static int parse_address(struct spec *spec, const struct pair *pair) {
+    char *slash = strchr(pair->key, '/');
+    long long length;
+    if (!slash)
+        return invalid();
+    *slash = 0;
+    if (inet_pton(AF_INET, pair->key, &spec->address) != 1 || number_parse(slash + 1, 1, 32, &length) < 0)
+        return invalid();
+    spec->netmask.s_addr = htonl(UINT32_MAX << (32 - length));
+    spec->has_address = true;
+    return 0;
+}
+
+static int parse_gateway(struct spec *spec, const struct pair *pair) {
+    spec->has_gateway = true;
+    return inet_pton(AF_INET, pair->key, &spec->gateway) == 1 ? 0 : invalid();
+}
+
+static int parse_shm(struct spec *spec, const struct pair *pair) {
+    return number_parse(pair->key, 4096, LLONG_MAX, &spec->shm) < 0 ? invalid() : 0;
+}
+
+static int parse_allow(struct spec *spec, const struct pair *pair) {
+    static const char *const names[GROUP_COUNT] = {
+        [GROUP_IO_URING] = "io_uring",
+        [GROUP_LANDLOCK] = "landlock",
+        [GROUP_USERFAULTFD] = "userfaultfd",
+        [GROUP_PERF] = "perf",
+        [GROUP_BPF] = "bpf",
+        [GROUP_KEYRING] = "keyring",
+        [GROUP_NAMESPACES] = "namespaces",
+        [GROUP_FANOTIFY] = "fanotify",
+        [GROUP_MEMFD_SECRET] = "memfd_secret",
+    };
+    for (int group = GROUP_ALWAYS + 1; group < GROUP_COUNT; group++)
+        if (!strcmp(pair->key, names[group])) {
+            spec->allow |= 1u << group;
+            return 0;
+        }
+    return invalid();
+}
+
+enum shape {
+    ONCE,         /* one value, at most one record */
+    LIST,         /* any number of values */
+    LIST_PAIRS,   /* any number of KEY=VALUE */
+    LIST_OPTIONS, /* any number of KEY or KEY=VALUE */
+    REPEATED,     /* any number, kept by `take` alone */
+};
+
+#define AT(field) .offset = offsetof(struct spec, field), .stored = true
+static const struct key {
+    const char *name;
+    int verbs, required; /* bits of enum verb */
+    enum shape shape;
+    size_t max, offset;
+    bool stored;
+    int (*take)(struct spec *spec, const struct pair *pair);
+} keys[] = {
+    {"serac-launch", 7, 7, ONCE, 1, AT(version), .take = check_version},
+    {"cgroup", 1, 1, ONCE, 1, AT(cgroup), .take = check_absolute},
+    {"cgroup1", 1, 0, LIST, 32, AT(cgroup1), .take = check_absolute},
+    {"range", 1, 0, ONCE, 1, .take = parse_range},
+    {"stage", 1, 1, ONCE, 1, AT(stage), .take = check_absolute},
+    {"tree", 1, 1, LIST_PAIRS, LAYERS_MAX + 100, AT(trees), .take = check_tree},
+    {"lower", 1, 1, LIST, LAYERS_MAX, AT(lowers), .take = check_relative},
+    {"upper", 1, 0, ONCE, 1, AT(upper), .take = check_relative},
+    {"work", 1, 0, ONCE, 1, AT(work), .take = check_relative},
+    {"overlay", 1, 0, LIST_OPTIONS, 32, AT(overlay)},
+    {"bind", 1, 0, LIST_PAIRS, 64, AT(binds), .take = check_bind},
+    {"net", 1, 1, ONCE, 1, .take = parse_net},
+    {"hold", 1, 0, ONCE, 1, .take = parse_hold},
+    {"address", 1, 0, ONCE, 1, .take = parse_address},
+    {"gateway", 1, 0, ONCE, 1, .take = parse_gateway},
+    {"hostname", 1, 0, ONCE, 1, AT(hostname), .take = check_hostname},
+    {"rlimit", 1, 0, LIST, 16, AT(rlimits), .take = check_rlimit},
+    {"shm", 1, 0, ONCE, 1, .take = parse_shm},
+    {"allow", 1, 0, REPEATED, 64, .take = parse_allow},
+    {"write", 1, 0, LIST_PAIRS, 64, AT(writes), .take = check_absolute},
+    {"init", 1, 1, ONCE, 1, .take = parse_init},
+    {"arg", 1, 0, LIST, 4096, AT(args)},
+    {"listen", 1, 0, ONCE, 1, AT(listen), .take = check_listen},
+    {"stdin", 1, 0, ONCE, 1, .take = parse_stdin},
+    {"stdout", 1, 0, ONCE, 1, .take = parse_stdout},
+    {"stderr", 1, 0, ONCE, 1, .take = parse_stderr},
+    {"meta", 2, 2, ONCE, 1, AT(meta), .take = check_absolute},
+    {"blob", 2, 2, ONCE, 1, AT(blob), .take = check_absolute},
+    {"target", 6, 6, ONCE, 1, AT(target), .take = check_absolute},
+};
+#define KEYS (sizeof keys / sizeof *keys)
+
+static const struct key *key_find(const char *name, enum verb verb) {
+    for (size_t i = 0; i < KEYS; i++)
+        if ((keys[i].verbs & (int)verb) && !strcmp(keys[i].name, name))
+            return &keys[i];
+    return NULL;
+}
+
+static int list_add(struct list *list, const struct pair *pair) {
+    struct pair *at = reallocarray(list->at, list->count + 1, sizeof *at);
+    if (!at)
+        return -1;
+    list->at = at;
+    list->at[list->count++] = *pair;
+    return 0;
+}
+
+static int pair_split(enum shape shape, char *text, struct pair *pair) {
+    bool split = shape == LIST_PAIRS || shape == LIST_OPTIONS;
+    char *equals = split ? strchr(text, '=') : NULL;
+    if (shape == LIST_PAIRS && !equals)
+        return invalid();
+    if (equals)
+        *equals = 0;
+    *pair = (struct pair){text, equals ? equals + 1 : NULL};
+    return 0;
+}
+
+static int value_take(struct spec *spec, const struct key *key, char *text) {
+    struct pair pair;
+    if (pair_split(key->shape, text, &pair) < 0 || (key->take && key->take(spec, &pair) < 0))
+        return -1;
+    if (!key->stored)
+        return 0;
+    void *field = (char *)spec + key->offset;
+    if (key->shape != ONCE)
+        return list_add(field, &pair);
+    *(char **)field = pair.key;
+    return 0;
+}
+
+static int together(const char **about, bool fine, const char *key) {
+    if (fine)
+        return 0;
+    *about = key;
+    return invalid();
+}
+
+static int whole_check(const struct spec *spec, enum verb verb, const size_t seen[], const char **about) {
+    for (size_t i = 0; i < KEYS; i++)
+        if (together(about, seen[i] || !(keys[i].required & (int)verb), keys[i].name) < 0)
+            return -1;
+    bool private = spec->net == NET_PRIVATE;
+    if (together(about, !spec->upper == !spec->work, "work") < 0 ||
+        together(about, !spec->has_address || private, "address") < 0 ||
+        together(about, !spec->has_gateway || spec->has_address, "gateway") < 0)
+        return -1;
+    return 0;
+}
+
+static int records_take(struct spec *spec, enum verb verb, struct reader *reader, const char **about) {
+    size_t seen[KEYS] = {0};
+    char *name, *value;
+    int more;
+    for (bool head = true; (more = record_next(reader, &name, &value)) > 0; head = false) {
+        const struct key *key = key_find(name, verb);
+        *about = name;
+        if (!key || head != (key == keys) || seen[key - keys]++ == key->max)
+            return invalid();
+        if (value_take(spec, key, value) < 0)
+            return -1;
+    }
+    *about = "record";
+    return more < 0 ? -1 : whole_check(spec, verb, seen, about);
+}
+
+/* Standard input to its end. */
+static int input_read(char *buffer, size_t room, size_t *size) {
+    ssize_t got;
+    *size = 0;
+    while ((got = read(STDIN_FILENO, buffer + *size, room - *size)) > 0)
+        *size += (size_t)got;
+    if (got == 0 && *size == room)
+        return invalid();
+    return got < 0 ? -1 : 0;
+}
+
+int spec_read(struct spec *spec, enum verb verb, const char **about) {
+    static char buffer[LAUNCH_SPEC_MAX + 1];
+    size_t size;
+    *spec = (struct spec){.net_fd = -1, .hold_fd = -1, .init_fd = -1, .std_fd = {-1, -1, -1}, .shm = SHM_DEFAULT};
+    *about = "size";
+    if (input_read(buffer, sizeof buffer, &size) < 0)
+        return -1;
+    struct reader reader = {buffer, buffer + size};
+    return records_take(spec, verb, &reader, about);
+}

@@ -1,0 +1,53 @@
+/* The launch spec (protocol.h), parsed.  All text points into one buffer that lives as long as the program. */
+#pragma once
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct pair {
+    char *key;
+    char *value; /* NULL in lists of plain strings */
+};
+
+struct list {
+    struct pair *at;
+    size_t count;
+};
+
+enum net { NET_PRIVATE = 1, NET_HOST, NET_GIVEN };
+
+enum call_group {
+    GROUP_ALWAYS, /* no word lifts it */
+    GROUP_IO_URING,
+    GROUP_LANDLOCK,
+    GROUP_USERFAULTFD,
+    GROUP_PERF,
+    GROUP_BPF,
+    GROUP_KEYRING,
+    GROUP_NAMESPACES,
+    GROUP_FANOTIFY,
+    GROUP_MEMFD_SECRET,
+    GROUP_COUNT,
+};
+
+struct spec {
+    char *version, *cgroup, *stage, *upper, *work, *hostname, *listen, *init;
+    char *meta, *blob, *target;
+    struct list cgroup1, trees, lowers, overlay, binds, rlimits, writes, args;
+    uint32_t first, count; /* id range; count 0: the host's user namespace */
+    enum net net;
+    int net_fd, hold_fd, init_fd, std_fd[3];  /* -1: not given */
+    struct in_addr address, netmask, gateway; /* address 0: not given */
+    bool has_address, has_gateway;
+    long long shm;
+    uint32_t allow; /* bits by enum call_group */
+};
+
+enum verb { VERB_RUN = 1, VERB_MOUNT = 2, VERB_UNMOUNT = 4 };
+
+/*
+ * Read a spec from descriptor 0 to its end and check all of it for `verb`.  0, or -1 with errno and *about the key at
+ * fault (EINVAL: unknown, malformed, repeated, missing, over a limit; EBADF: a descriptor that isn't open).
+ */
+int spec_read(struct spec *spec, enum verb verb, const char **about);
