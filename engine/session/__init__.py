@@ -1,0 +1,34 @@
+"""What the engine says to a job's init, and what init left on disk (native/protocol.h, SESSIONS and LOG).
+
+    with session.connect(io, timeout=10) as connection:
+        connection.start(spec, attach=True)
+        for event in connection.events(): ...       # Output, StepMark, and at the end Exit
+
+    for event in session.follow(io, 0): ...         # the same, and it does not mind when init is gone
+
+``io`` is the directory that init shares with the engine. The job's root can write there and can take init's place at
+the socket: whatever comes from either is checked, bounded, and a ProtocolError where it isn't what it must be.
+"""
+
+from engine.session.connection import LIVE, START, TAIL, Connection, connect
+from engine.session.files import Question, question, specs, statuses
+from engine.session.log import follow, read_log
+from engine.session.protocol import Event, Exit, Output, StepMark
+
+__all__ = [
+    "LIVE",
+    "START",
+    "TAIL",
+    "Connection",
+    "Event",
+    "Exit",
+    "Output",
+    "Question",
+    "StepMark",
+    "connect",
+    "follow",
+    "question",
+    "read_log",
+    "specs",
+    "statuses",
+]

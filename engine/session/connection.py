@@ -1,0 +1,329 @@
+"""A connection to a job's init."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from engine.errors import (
+    BadPath,
+    Busy,
+    CommandNotExecutable,
+    CommandNotFound,
+    InvalidInput,
+    LaunchFailed,
+    NoSpace,
+    NotFound,
+    ProtocolError,
+    SeracError,
+    Timeout,
+    WrongState,
+    from_os,
+)
+from engine.model import SessionSpec, SessionStatus
+from engine.session import files
+from engine.session.protocol import (
+    CHUNK_MAX,
+    HEAD,
+    MESSAGE_MAX,
+    VERSION,
+    Event,
+    Message,
+    Type,
+    closing,
+    decode_status,
+    encode_records,
+    encode_spec,
+    error_text,
+    event,
+)
+
+START = 0
+"""from the oldest byte that is kept"""
+LIVE = (1 << 64) - 1
+"""only what comes"""
+TAIL = (1 << 64) - 2
+"""the last 64 KiB"""
+
+SO_SNDBUFFORCE = 32
+"""asm-generic/socket.h; the socket module doesn't have it"""
+SESSIONS_MAX = 1024
+LIST_END = (1 << 32) - 1
+
+
+def connect(io: Path, *, timeout: float) -> Connection:
+    """Connect to the init that serves ``io``. ``timeout``, in seconds, holds for each request on the connection too.
+
+    Raises WrongState when there is none, Timeout, Busy, ProtocolError.
+    """
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        _enlarge(sock)
+        _reach(sock, io / "init.sock", timeout)
+        connection = Connection(sock, io, timeout)
+        connection._greet()
+        stack.pop_all()
+        return connection
+
+
+def _enlarge(sock: socket.socket) -> None:
+    """Make room for the longest M_START in one packet; without the right to, a long one is refused when it is sent."""
+    size = 2 * MESSAGE_MAX
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+
+def _reach(sock: socket.socket, path: Path, timeout: float) -> None:
+    """Connect by the socket's own inode, so that no link that the job made is followed. A full queue is waited for."""
+    seconds, fraction = divmod(max(timeout, 0.001), 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(fraction * 1e6)))
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                raise ProtocolError(f"{path} is not a socket")
+            sock.connect(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise WrongState("the job has no init that could be asked: it doesn't run") from error
+    except BlockingIOError as error:
+        raise Timeout("the job's init took no connection in time") from error
+    except OSError as error:
+        raise from_os(error, "connect to the job's init") from error
+
+
+class Connection:
+    """A connection to init: control, until ``start(attach=True)`` or ``attach`` make it a view of one session.
+
+    ``session`` and ``tty`` say which, and whether it has a terminal. Not for several threads at once.
+    """
+
+    def __init__(self, sock: socket.socket, io: Path, timeout: float) -> None:
+        self._socket = sock
+        self._io = io
+        self._timeout = timeout
+        self.session = -1
+        self.tty = False
+
+    def start(self, spec: SessionSpec, *, attach: bool = False, stdin: bool = False) -> SessionStatus:
+        """Start a session; ``attach``: and stay with it from its first byte on; ``stdin``: and feed its input.
+
+        Raises CommandNotFound, CommandNotExecutable, BadPath (its directory), InvalidInput, WrongState, Busy,
+        LaunchFailed; then no session is left.
+        """
+        self._send(Message(type=Type.START, payload=encode_spec(spec, attach=attach, stdin=stdin)))
+        try:
+            reply = self._reply(Type.STARTED)
+        except _Refused as refusal:
+            raise _start_error(refusal, spec) from refusal
+        if attach:
+            self.session, self.tty = reply.session, spec.tty is not None
+        return decode_status(reply.payload + b"running=1\0", reply.session)
+
+    def attach(self, session: int, *, offset: int = START) -> SessionStatus:
+        """View a session's output from ``offset`` of its log on, or START, LIVE or TAIL. Raises NotFound."""
+        self._send(Message(type=Type.ATTACH, session=session, offset=offset))
+        try:
+            reply = self._reply(Type.ATTACHED)
+        except _Refused as refusal:
+            raise _error(refusal) from refusal
+        spec = files.spec(self._io, session)
+        self.session, self.tty = session, spec is not None and spec.tty is not None
+        return decode_status(reply.payload, session)
+
+    def events(self) -> Iterator[Event]:
+        """What the session does, as it comes: blocks. Ends with its Exit; without one the connection was lost."""
+        return closing(self._events())
+
+    def receive(self) -> Event | None:
+        """The next thing that the session does, None at the connection's end. Doesn't block where `fileno` is readable.
+
+        Unlike `events` this gives every Exit; one that isn't the last is of an earlier life of the session."""
+        self._socket.settimeout(None)
+        message = self._receive()
+        if message is None:
+            return None
+        if message.type == Type.ERROR:
+            refusal = _Refused(message)
+            raise _error(refusal) from refusal
+        if message.session != self.session:
+            raise ProtocolError("init sent the output of another session")
+        return event(message)
+
+    def send(self, data: bytes) -> None:
+        """Input for the session; blocks while it takes none. What an ended session doesn't read is dropped."""
+        for at in range(0, len(data), CHUNK_MAX):
+            self._post(Message(type=Type.INPUT, payload=data[at : at + CHUNK_MAX]))
+
+    def close_input(self) -> None:
+        """The session's standard input is at its end."""
+        self._post(Message(type=Type.INPUT_END))
+
+    def resize(self, rows: int, columns: int) -> None:
+        self._post(Message(type=Type.RESIZE, offset=(rows & 0xFFFF) << 32 | (columns & 0xFFFF)))
+
+    def signal(self, signo: int, session: int | None = None) -> None:
+        """To the process group of the session: the one viewed, or any by a control connection (raises NotFound)."""
+        if self.session >= 0:
+            self._post(Message(type=Type.SIGNAL, session=self.session, stream=signo))
+        else:
+            self._request(Message(type=Type.SIGNAL, session=session or 0, stream=signo), Type.OK)
+
+    def sessions(self) -> list[SessionStatus]:
+        """Every session that runs."""
+        self._send(Message(type=Type.LIST))
+        found: list[SessionStatus] = []
+        while (message := self._reply(Type.LISTED)).session != LIST_END:
+            if len(found) == SESSIONS_MAX:
+                raise ProtocolError("init lists more sessions than there can be")
+            found.append(decode_status(message.payload, message.session))
+        return found
+
+    def answer(
+        self, outcome: Literal["resumed", "forked", "refused"], *, text: str = "", state: str | None = None
+    ) -> None:
+        """Answer the open question (see `question`). ``state`` is JSON. Raises NotFound when nobody waits any more."""
+        records = [("outcome", outcome), ("text", text)] + ([("state", state)] if state is not None else [])
+        self._request(Message(type=Type.ANSWER, payload=encode_records(records)), Type.OK)
+
+    def quiesce(self) -> None:
+        """Close every connection to init but those of processes that wait for an answer, this one last."""
+        self._request(Message(type=Type.QUIESCE), Type.OK)
+        self.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Detach; the session goes on. Input that it was fed through this connection is at its end."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _greet(self) -> None:
+        try:
+            hello = self._reply(Type.HELLO)
+        except _Refused as refusal:
+            raise _error(refusal) from refusal
+        if hello.session != VERSION:
+            raise ProtocolError(
+                f"the job's init speaks version {hello.session} of the protocol, this serac {VERSION}",
+                hint="use the serac that started the job, or `serac stop JOB`",
+            )
+
+    def _events(self) -> Iterator[Event]:
+        while (each := self.receive()) is not None:
+            yield each
+
+    def _request(self, message: Message, expected: Type) -> None:
+        self._send(message)
+        try:
+            self._reply(expected)
+        except _Refused as refusal:
+            raise _error(refusal) from refusal
+
+    def _reply(self, expected: Type) -> Message:
+        """Raises _Refused for an M_ERROR, WrongState at the end of the connection, Timeout, ProtocolError."""
+        self._socket.settimeout(self._timeout)
+        message = self._receive()
+        if message is None:
+            raise WrongState("the job's init closed the connection: the job ends or is being paused")
+        if message.type == Type.ERROR:
+            raise _Refused(message)
+        if message.type != expected:
+            raise ProtocolError(f"init answered with a message of type {message.type}")
+        return message
+
+    def _receive(self) -> Message | None:
+        """The next message, None at the end."""
+        try:
+            packet = self._packet()
+        except TimeoutError as error:
+            raise Timeout(f"the job's init didn't answer within {self._timeout} seconds") from error
+        except OSError as error:
+            raise from_os(error, "hear the job's init") from error
+        return Message.decode(packet) if packet else None
+
+    def _packet(self) -> bytes:
+        try:
+            return self._socket.recv(HEAD.size + CHUNK_MAX + 1)
+        except ConnectionResetError:
+            # Init closed without reading what we sent last; the kernel says that before it gives what init sent.
+            return self._socket.recv(HEAD.size + CHUNK_MAX + 1)
+
+    def _send(self, message: Message) -> None:
+        self._socket.settimeout(self._timeout)
+        try:
+            self._socket.send(message.encode())
+        except TimeoutError as error:
+            raise Timeout(f"the job's init took no message within {self._timeout} seconds") from error
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                raise InvalidInput("command, steps and environment are too long for a caller without rights") from error
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                return  # what it sent before it closed says more
+            raise from_os(error, "tell the job's init") from error
+
+    def _post(self, message: Message) -> None:
+        """Send without a limit of time; what a session that ended doesn't take is no error: its Exit comes."""
+        self._socket.settimeout(None)
+        try:
+            self._socket.send(message.encode())
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        except OSError as error:
+            raise from_os(error, "tell the job's init") from error
+
+
+class _Refused(Exception):
+    """An M_ERROR: ``errno`` and ``what`` failed."""
+
+    def __init__(self, message: Message) -> None:
+        self.errno = message.offset
+        self.what = message.payload[:200].decode("ascii", "replace")
+        super().__init__(f"{self.what}: {error_text(self.errno)}")
+
+
+def _start_error(refusal: _Refused, spec: SessionSpec) -> SeracError:
+    command = spec.argv[0] if spec.argv else "/bin/sh"
+    if refusal.what == "exec" and refusal.errno in (errno.ENOENT, errno.ENOTDIR):
+        return CommandNotFound(f"no such command in the job: {command}")
+    if refusal.what == "exec":
+        return CommandNotExecutable(f"{command} can't be executed: {error_text(refusal.errno)}")
+    if refusal.what == "cwd":
+        return BadPath(f"can't work in {spec.workdir} of the job: {error_text(refusal.errno)}")
+    if refusal.what == "spec":
+        return InvalidInput(f"the job's init can't start that: {error_text(refusal.errno)}")
+    return _error(refusal)
+
+
+def _error(refusal: _Refused) -> SeracError:
+    what, number = refusal.what, refusal.errno
+    if (what, number) in (("session", errno.ESRCH), ("signal", errno.ESRCH)):
+        return NotFound("no such session runs in the job")
+    if (what, number) == ("ask", errno.ENOENT):
+        return NotFound("nobody in the job waits for an answer")
+    if what in ("sessions", "connections", "input", "fork") and number in (errno.EAGAIN, errno.EBUSY):
+        return Busy(f"the job's init can't take more: {refusal}", hint="try again when other sessions have ended")
+    if what in ("job", "id", "terminal"):
+        return WrongState(f"the job's init refused: {refusal}")
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"the job's init has no room: {refusal}")
+    if number in errno.errorcode:
+        return LaunchFailed(what, number, "")
+    return ProtocolError(f"init reported an error that there isn't: {number}")

@@ -1,0 +1,124 @@
+"""What init leaves in its directory: specs and statuses of sessions, the open question.
+
+The job's root can put anything there, links, fifos and gigabytes included, so everything is opened without following
+links and without waiting, must be a regular file, and is read up to a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import ProtocolError, from_os
+from engine.model import SessionSpec, SessionStatus
+from engine.session.protocol import MESSAGE_MAX, decode_records, decode_spec, decode_status, number
+
+ENTRIES_MAX = 1 << 17
+"""entries of the directory that are looked at"""
+SESSION_ID_MAX = 999_999_999
+FILE_MAX = 2 * MESSAGE_MAX
+NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(spec|status)")
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process of the job asked for by M_ASK and waits for."""
+
+    reason: str
+    state: str | None
+    """JSON, unchecked"""
+    pid: int
+    """in the job's pid namespace"""
+
+
+def specs(io: Path) -> dict[int, SessionSpec]:
+    """The spec of every session that the job ever had. Raises ProtocolError."""
+    return {session: decode_spec(content, session) for session, content in _sessions(io, "spec")}
+
+
+def statuses(io: Path) -> dict[int, SessionStatus]:
+    """What init last wrote of every session. Raises ProtocolError."""
+    return {session: decode_status(content, session) for session, content in _sessions(io, "status")}
+
+
+def question(io: Path) -> Question | None:
+    """The question that is open, None without one. Raises ProtocolError."""
+    content = _read(io, "ask")
+    if content is None:
+        return None
+    records = dict(decode_records(content))
+    if "pid" not in records:
+        raise ProtocolError("the job's question doesn't say who asks")
+    return Question(reason=records.get("reason", ""), state=records.get("state"), pid=number(records["pid"]))
+
+
+def status(io: Path, session: int) -> SessionStatus | None:
+    """What init last wrote of one session. Raises ProtocolError."""
+    content = _read(io, f"{session}.status")
+    return None if content is None else decode_status(content, session)
+
+
+def spec(io: Path, session: int) -> SessionSpec | None:
+    """Raises ProtocolError."""
+    content = _read(io, f"{session}.spec")
+    return None if content is None else decode_spec(content, session)
+
+
+def _sessions(io: Path, kind: str) -> Iterator[tuple[int, bytes]]:
+    for name in sorted(_names(io)):
+        match = NAME.fullmatch(name)
+        if match and match[2] == kind:
+            content = _read(io, name)
+            if content is not None:
+                yield int(match[1]), content
+
+
+def _names(io: Path) -> Iterator[str]:
+    try:
+        with os.scandir(io) as entries:
+            for count, entry in enumerate(entries):
+                if count == ENTRIES_MAX:
+                    raise ProtocolError(f"the job has put more than {ENTRIES_MAX} files into {io}")
+                yield entry.name
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise from_os(error, "read the job's sessions") from error
+
+
+def _read(io: Path, name: str) -> bytes | None:
+    with opened(io, name) as fd:
+        if fd is None:
+            return None
+        content = bytearray()
+        while len(content) <= FILE_MAX and (part := os.read(fd, FILE_MAX)):
+            content += part
+        if len(content) > FILE_MAX:
+            raise ProtocolError(f"{name} in {io} is too long")
+        return bytes(content)
+
+
+@contextlib.contextmanager
+def opened(io: Path, name: str) -> Iterator[int | None]:
+    """A regular file of the directory, None when there is none. Raises ProtocolError for anything else."""
+    try:
+        fd = os.open(io / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
+            raise ProtocolError(f"{name} in {io} is not a regular file") from error
+        raise from_os(error, "read what init wrote") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ProtocolError(f"{name} in {io} is not a regular file")
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,134 @@
+"""A session's log on disk (native/protocol.h, LOG): N.log.old and N.log.
+
+    head     "seraclog", version u32, session u32, base u64: the logical offset of the first message
+    message  as init sends it, its ``offset`` its own logical position
+
+The job's root can write these files: a message that isn't where it says, or isn't one, is a ProtocolError. A message
+that is cut at the end of a file is one that init is writing, or was killed at; the log ends before it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import NotFound, ProtocolError, WrongState
+from engine.session import files
+from engine.session.connection import connect
+from engine.session.protocol import (
+    HEAD,
+    LOG_HEAD,
+    LOG_MAGIC,
+    Event,
+    Exit,
+    Message,
+    closing,
+    decode_head,
+    event,
+)
+
+VERSION = 1
+CONNECT_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class _File:
+    fd: int
+    session: int
+    base: int
+    end: int
+    """as logical offsets; the end is that of the moment when it was opened"""
+
+    def events(self, offset: int) -> Iterator[Event]:
+        while offset + HEAD.size <= self.end:
+            head, length = decode_head(self._at(offset, HEAD.size))
+            if head.offset != offset or head.session != self.session:
+                raise ProtocolError(f"the log of session {self.session} isn't one at offset {offset}")
+            if offset + HEAD.size + length > self.end:
+                return
+            yield event(Message.decode(self._at(offset, HEAD.size + length)))
+            offset += HEAD.size + length
+
+    def _at(self, offset: int, size: int) -> bytes:
+        content = os.pread(self.fd, size, offset - self.base + LOG_HEAD.size)
+        if len(content) != size:
+            raise ProtocolError(f"the log of session {self.session} became shorter while it was read")
+        return content
+
+
+def read_log(io: Path, session: int, *, offset: int = 0) -> Iterator[Event]:
+    """What is on disk of a session's output, from ``offset`` (the ``end`` of an event) on, or from the oldest kept.
+
+    Nothing when there is no log. Raises ProtocolError.
+    """
+    with ExitStack() as stack:
+        current, old = (_open(stack, io, session, suffix) for suffix in ("log", "log.old"))
+        for file in (old, current):
+            # Opened after a rotation in between, both names are of one file.
+            if file is None or (file is old and current is not None and current.base <= max(offset, old.base)):
+                continue
+            for each in file.events(max(offset, file.base)):
+                offset = each.end
+                yield each
+
+
+def _open(stack: ExitStack, io: Path, session: int, suffix: str) -> _File | None:
+    fd = stack.enter_context(files.opened(io, f"{session}.{suffix}"))
+    if fd is None:
+        return None
+    head = os.pread(fd, LOG_HEAD.size, 0)
+    if len(head) < LOG_HEAD.size:
+        raise ProtocolError(f"{session}.{suffix} has no head")
+    magic, version, owner, base = LOG_HEAD.unpack(head)
+    if (magic, version, owner) != (LOG_MAGIC, VERSION, session) or base >= 1 << 63:
+        raise ProtocolError(f"{session}.{suffix} is not a log of session {session}")
+    return _File(fd, session, base, base + os.fstat(fd).st_size - LOG_HEAD.size)
+
+
+def follow(io: Path, session: int, *, offset: int = 0) -> Iterator[Event]:
+    """A session's output from ``offset`` on until it ends, each byte once: from init while there is one, then from
+    disk. Without an Exit at the end the session was stopped with its job, or paused. Raises ProtocolError.
+    """
+    return closing(_follow(io, session, offset))
+
+
+def _follow(io: Path, session: int, offset: int) -> Iterator[Event]:
+    ending = None
+    for source in (_from_init, read_log):
+        if isinstance(ending, Exit):
+            return
+        for ending in source(io, session, offset=offset):
+            offset = ending.end
+            yield ending
+    if not isinstance(ending, Exit):
+        yield from _from_status(io, session, offset)
+
+
+def _from_init(io: Path, session: int, *, offset: int) -> Iterator[Event]:
+    try:
+        connection = connect(io, timeout=CONNECT_TIMEOUT)
+    except WrongState:
+        return
+    with connection:
+        try:
+            connection.attach(session, offset=offset)
+        except (NotFound, WrongState):
+            return
+        yield from connection.events()
+
+
+def _from_status(io: Path, session: int, offset: int) -> Iterator[Event]:
+    """The Exit that found no room in the log."""
+    status = files.status(io, session)
+    if status is not None and not status.running:
+        yield Exit(
+            session=session,
+            exit=status.exit,
+            signal=status.signal,
+            offset=offset,
+            end=offset,
+            time=status.ended or 0.0,
+        )

@@ -1,0 +1,134 @@
+#include "init.h"
+
+#include "ask.h"
+#include "connection.h"
+#include "copy.h"
+#include "iodir.h"
+#include "session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define LISTENER 3
+#define FLUSH 2000 /* milliseconds that slow watchers get when the job ends */
+
+static const int forwarded[] = {SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2};
+
+static bool stopping;   /* SIGTERM to a job without a session 0 */
+static bool main_ended; /* session 0 is over */
+static int exit_code;
+static int64_t deadline = -1;
+
+void init_main_ended(int status) {
+    main_ended = true;
+    exit_code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+    deadline = clock_steady() + FLUSH;
+}
+
+bool init_ending(void) {
+    return main_ended || stopping;
+}
+
+static void reap(void) {
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG | __WALL)) > 0;)
+        session_child_ended(pid, status);
+}
+
+static void forward(int number) {
+    struct session *main = session_find(0);
+    if (main) {
+        session_signal(main, number);
+        return;
+    }
+    stopping |= number == SIGTERM;
+    for (size_t place = 0; place < session_places; place++)
+        if (session_at(place) && session_at(place)->state != ENDED)
+            session_signal(session_at(place), number);
+}
+
+static void signals_ready(struct source *source, uint32_t events) {
+    (void)events;
+    struct signalfd_siginfo info;
+    if (read(source->fd, &info, sizeof info) != sizeof info)
+        return;
+    if (info.ssi_signo == SIGCHLD)
+        reap();
+    else
+        forward((int)info.ssi_signo);
+}
+
+static int watch_signals(void) {
+    static struct source signals = {.ready = signals_ready};
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    for (size_t at = 0; at < sizeof forwarded / sizeof *forwarded; at++)
+        sigaddset(&set, forwarded[at]);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a log that meets the job's limit on file size is one without room */
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+        return -1;
+    signals.fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    return signals.fd < 0 ? -1 : loop_watch(&signals, EPOLLIN);
+}
+
+static int open_standard_files(void) {
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    while (fd >= 0 && fd <= 2 && fcntl(fd, F_SETFD, 0) == 0);
+    return fd < 0 ? -1 : close(fd);
+}
+
+static int set_up(void) {
+    setsid(); /* fails for who leads one already */
+    /* The listener first: with 0 to 2 closed a new descriptor would otherwise become one of them. */
+    if (fcntl(LISTENER, F_GETFD) < 0 || open_standard_files() < 0)
+        return -1;
+    int64_t highest = iodir_open(LISTENER);
+    if (highest < 0)
+        return -1;
+    spawn_limits();
+    sessions_number_from(highest + 1);
+    question_forget();
+    return loop_start() < 0 || watch_signals() < 0 || control_open(LISTENER) < 0 ? -1 : 0;
+}
+
+/* Session 0's watchers are waited for, for a moment; in a job without it, everybody's. */
+static bool over(void) {
+    if (stopping && !main_ended && sessions_live() == 0 && deadline < 0)
+        deadline = clock_steady() + FLUSH;
+    if (deadline < 0)
+        return false;
+    return clock_left(deadline) == 0 || (main_ended ? !session_find(0) : !sessions_linger());
+}
+
+static int serve(void) {
+    if (set_up() < 0) {
+        fprintf(stderr, "serac-init: %s (descriptor 3 must be a bound unix socket)\n", strerror(errno));
+        return 125;
+    }
+    while (!over())
+        loop_turn(deadline < 0 ? -1 : clock_left(deadline));
+    question_forget();
+    return exit_code;
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "ask") == 0)
+        return ask_main(argc, argv);
+    if (argc > 1 && (strcmp(argv[1], "pack") == 0 || strcmp(argv[1], "unpack") == 0))
+        return copy_main(argc - 1, argv + 1);
+    if (argc > 1) {
+        fputs("usage: serac-init | serac-init ask [REASON [STATE]] | serac-init pack ... | serac-init unpack ...\n", stderr);
+        return 2;
+    }
+    return serve();
+}

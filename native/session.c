@@ -1,0 +1,404 @@
+#include "session.h"
+
+#include "cleanup.h"
+#include "connection.h"
+#include "init.h"
+#include "iodir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Live ones, and ended ones that connections still read: each of these has a connection at least. */
+static struct session *table[SESSIONS_MAX + CLIENTS_MAX];
+const size_t session_places = sizeof table / sizeof *table;
+
+static int64_t next_id = 1;
+static unsigned live;
+
+struct session *session_at(size_t place) {
+    return place < session_places ? table[place] : NULL;
+}
+
+static struct session **place_of(int64_t id) {
+    for (size_t place = 0; place < session_places; place++)
+        if (table[place] && table[place]->id == id)
+            return &table[place];
+    return NULL;
+}
+
+struct session *session_find(int64_t id) {
+    struct session **place = place_of(id);
+    return place ? *place : NULL;
+}
+
+void sessions_number_from(int64_t id) {
+    if (id > next_id)
+        next_id = id;
+}
+
+unsigned sessions_live(void) {
+    return live;
+}
+
+bool sessions_linger(void) {
+    for (size_t place = 0; place < session_places; place++)
+        if (table[place])
+            return true;
+    return false;
+}
+
+static void session_free(struct session *session) {
+    if (session->state != ENDED)
+        live--;
+    stream_close(session);
+    loop_drop(&session->report);
+    loop_drop(&session->channel);
+    log_close(&session->log);
+    *place_of(session->id) = NULL;
+    spec_free(&session->spec);
+    free(session);
+}
+
+void session_unwatched(struct session *session) {
+    if (session->state == ENDED && !session->views && !session->holder)
+        session_free(session);
+    else
+        log_rest(&session->log);
+}
+
+size_t session_outcome(const struct session *session, char out[32]) {
+    bool killed = WIFSIGNALED(session->status);
+    return (size_t)snprintf(out, 32, "%s=%d", killed ? "signal" : "exit",
+                            killed ? WTERMSIG(session->status) : WEXITSTATUS(session->status)) +
+           1;
+}
+
+void session_status(const struct session *session, struct writer *writer, size_t most) {
+    const struct spec *spec = &session->spec;
+    if (session->pid)
+        record_number(writer, "pid", session->pid);
+    record_number(writer, "started", (long long)session->started);
+    if (session->state == ENDED) {
+        bool killed = WIFSIGNALED(session->status);
+        record_number(writer, killed ? "signal" : "exit",
+                      killed ? WTERMSIG(session->status) : WEXITSTATUS(session->status));
+        record_number(writer, "ended", (long long)session->ended);
+    } else {
+        record_put(writer, "running", "1");
+    }
+    if (session->state != ENDED && session->step < spec->steps.count)
+        record_put(writer, "step", spec->steps.items[session->step]);
+    for (size_t at = 0; at < spec->done.count; at++)
+        if (writer->size + strlen(spec->done.items[at]) + sizeof "done=" <= most)
+            record_put(writer, "done", spec->done.items[at]);
+}
+
+static void write_status(const struct session *session) {
+    struct writer writer = {0};
+    session_status(session, &writer, SIZE_MAX);
+    if (!writer.failed)
+        iodir_replace(session_file(session->id, ".status").text, writer.bytes, writer.size);
+    free(writer.bytes);
+}
+
+int session_signal(struct session *session, int number) {
+    if (number < 1 || number >= NSIG) {
+        errno = EINVAL;
+        return -1;
+    }
+    if (holder_here()) {
+        holder_signal(number);
+        return 0;
+    }
+    if (session->state == ENDED) {
+        errno = ESRCH;
+        return -1;
+    }
+    if (!session->pid)
+        session->cancelled = number;
+    else if (kill(-session->pid, number) < 0 && kill(session->pid, number) < 0) /* before its setsid */
+        return -1;
+    return 0;
+}
+
+static void end(struct session *session, int status) {
+    char outcome[32];
+    session->state = ENDED;
+    session->status = status;
+    session->ended = clock_real();
+    live--;
+    if (session->spec.terminal) {
+        write_status(session);
+        holder_end(session);
+        stream_close(session);
+    } else {
+        stream_drain(session);
+        stream_close(session);
+        log_append(&session->log, M_EXIT, 0, outcome, session_outcome(session, outcome));
+        write_status(session);
+    }
+    connections_changed(session);
+    if (session->id == 0)
+        init_main_ended(status);
+    session_unwatched(session);
+}
+
+static void mark(struct session *session, uint8_t outcome) {
+    const char *step = session->spec.steps.items[session->step];
+    if (session->spec.terminal) {
+        holder_mark(session, outcome, step);
+        return;
+    }
+    stream_drain(session);
+    log_append(&session->log, M_STEP, outcome, step, strlen(step));
+    connections_changed(session);
+}
+
+static pid_t spawn_process(struct session *session, int report) {
+    const struct spec *spec = &session->spec;
+    char *script = session->step < spec->steps.count ? spec->scripts.items[session->step] : NULL;
+    char *const step[] = {"/bin/sh", "-e", "-c", script, NULL};
+    int ends[] = {session->ends[0], session->ends[1], session->ends[2]};
+    autoclose int slave = -1;
+    if (spec->terminal) {
+        /* Init keeps no terminal open between steps, only the name of one. */
+        char name[32];
+        snprintf(name, sizeof name, "/proc/self/fd/%d", session->ends[0]);
+        slave = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
+        if (slave < 0)
+            return -1;
+        ends[0] = ends[1] = ends[2] = slave;
+    }
+    return spawn(spec, spec->argv.count ? spec->argv.items : script ? step : NULL, ends, report);
+}
+
+/* The last process has been started: nothing else writes there. */
+static void close_ends(struct session *session) {
+    for (int at = 0; at < 3 && session->step + 1 >= session->spec.steps.count; at++) {
+        if (session->ends[at] >= 0)
+            close(session->ends[at]);
+        session->ends[at] = -1;
+    }
+}
+
+static void next_step(struct session *session) {
+    if (session->cancelled) {
+        end(session, session->cancelled);
+        return;
+    }
+    session->pid = spawn_process(session, -1);
+    if (session->pid < 0) {
+        session->pid = 0;
+        end(session, 126 << 8);
+        return;
+    }
+    close_ends(session);
+    write_status(session);
+}
+
+/* Skips what is completed already. */
+static void find_step(struct session *session) {
+    const struct spec *spec = &session->spec;
+    while (session->step < spec->steps.count && strings_have(&spec->done, spec->steps.items[session->step]))
+        session->step++;
+}
+
+static void step_ended(struct session *session, int status) {
+    struct spec *spec = &session->spec;
+    mark(session, status == 0 ? 1 : 2);
+    if (status == 0 && !strings_add(&spec->done, spec->steps.items[session->step]))
+        status = 126 << 8;
+    if (status == 0)
+        find_step(session);
+    if (status != 0 || session->step == spec->steps.count) {
+        end(session, status);
+        return;
+    }
+    write_status(session);
+    mark(session, 0);
+    if (!session->unmarked)
+        next_step(session);
+}
+
+void session_marked(struct session *session) {
+    if (!session->unmarked && session->state == RUNNING && !session->pid)
+        next_step(session);
+}
+
+/* The process's own ends: two pipes and perhaps a third, or a terminal. */
+static int open_ends(struct session *session) {
+    int pipe_out[2], pipe_in[2];
+    if (session->spec.terminal) {
+        autoclose int slave = -1;
+        int result = terminal_open(session->spec.rows, session->spec.columns, &session->output[0].fd, &slave);
+        char name[32];
+        snprintf(name, sizeof name, "/proc/self/fd/%d", slave);
+        session->ends[0] = result < 0 ? -1 : open(name, O_PATH | O_CLOEXEC);
+        return session->ends[0] < 0 ? -1 : 0;
+    }
+    for (int which = 0; which < 2; which++) {
+        if (pipe2(pipe_out, O_CLOEXEC) < 0)
+            return -1;
+        session->output[which].fd = pipe_out[0];
+        session->ends[which + 1] = pipe_out[1];
+        if (fcntl(pipe_out[0], F_SETFL, O_NONBLOCK) < 0)
+            return -1;
+    }
+    if (!session->spec.input)
+        return 0;
+    if (pipe2(pipe_in, O_CLOEXEC) < 0)
+        return -1;
+    session->ends[0] = pipe_in[0];
+    session->input.fd = pipe_in[1];
+    return fcntl(pipe_in[1], F_SETFL, O_NONBLOCK);
+}
+
+static void refuse(struct session *session, int error, const char *what) {
+    struct connection *starter = session->starter;
+    iodir_remove(session_file(session->id, ".spec.new").text);
+    session_free(session);
+    if (!starter)
+        return;
+    starter->starting = NULL;
+    connection_error(starter, error, what);
+    connection_wait(starter);
+}
+
+static int open_up(struct session *session) {
+    if (session->spec.terminal)
+        return holder_start(session);
+    log_open(&session->log, session->id, 2);
+    return stream_watch(session);
+}
+
+/* The exec worked: from here on it is a session. */
+static void begin(struct session *session) {
+    if (open_up(session) < 0) {
+        int why = errno;
+        session_signal(session, SIGKILL);
+        refuse(session, why, "output");
+        return;
+    }
+    close_ends(session);
+    session->state = RUNNING;
+    iodir_rename(session_file(session->id, ".spec.new").text, session_file(session->id, ".spec").text);
+    write_status(session);
+    if (session->step < session->spec.steps.count && !session->spec.terminal)
+        mark(session, 0);
+    if (session->starter) {
+        session->starter->starting = NULL;
+        control_started(session->starter, session);
+        session->starter = NULL;
+    } else {
+        stream_input_end(session);
+    }
+}
+
+static void report_ready(struct source *source, uint32_t events) {
+    (void)events;
+    struct session *session = OWNER(source, struct session, report);
+    struct spawn_error error;
+    ssize_t size = read(source->fd, &error, sizeof error);
+    loop_drop(source);
+    if (size == sizeof error)
+        refuse(session, error.error, error.step);
+    else
+        begin(session);
+}
+
+static struct session *session_new(int64_t id) {
+    size_t place = 0;
+    while (place < session_places && table[place])
+        place++;
+    struct session *session = place < session_places ? calloc(1, sizeof *session) : NULL;
+    if (!session)
+        return NULL;
+    const struct source none = {.fd = -1};
+    session->id = (uint32_t)id;
+    session->output[0] = session->output[1] = session->input = session->report = session->channel = none;
+    session->ends[0] = session->ends[1] = session->ends[2] = -1;
+    session->log = (struct log){.fd = -1, .reading = {-1, -1}};
+    live++;
+    return table[place] = session;
+}
+
+static int start_process(struct session *session, const char **what) {
+    int report[2];
+    *what = "files";
+    const struct spec *spec = &session->spec;
+    if (iodir_replace(session_file(session->id, ".spec.new").text, spec->payload, spec->size) < 0 ||
+        open_ends(session) < 0 || pipe2(report, O_CLOEXEC) < 0)
+        return -1;
+    session->report = (struct source){.fd = report[0], .ready = report_ready};
+    autoclose int told = report[1];
+    session->started = clock_real();
+    if (loop_watch(&session->report, EPOLLIN) < 0)
+        return -1;
+    *what = "fork";
+    session->pid = spawn_process(session, told);
+    return session->pid < 0 ? -1 : 0;
+}
+
+static int new_id(const struct spec *spec, int64_t *id, const char **what) {
+    *what = "sessions";
+    *id = spec->id >= 0 ? spec->id : next_id;
+    errno = live >= SESSIONS_MAX || *id > SESSION_ID_MAX ? EAGAIN : 0;
+    if (!errno && session_find(*id)) {
+        *what = "id";
+        errno = EEXIST;
+    }
+    return errno ? -1 : 0;
+}
+
+int session_start(struct connection *starter, struct spec *spec, const char **what) {
+    int64_t id;
+    struct session *session = new_id(spec, &id, what) < 0 ? NULL : session_new(id);
+    if (!session) {
+        spec_free(spec);
+        return -1;
+    }
+    session->spec = *spec;
+    find_step(session);
+    if (start_process(session, what) < 0) {
+        int why = errno;
+        iodir_remove(session_file(session->id, ".spec.new").text);
+        session_free(session);
+        errno = why;
+        return -1;
+    }
+    sessions_number_from(id + 1);
+    session->starter = starter;
+    starter->starting = session;
+    return 0;
+}
+
+static void process_ended(struct session *session, int status) {
+    bool steps = session->spec.steps.count > session->step;
+    session->pid = 0;
+    if (steps)
+        step_ended(session, status);
+    else
+        end(session, status);
+}
+
+void session_child_ended(pid_t pid, int status) {
+    for (size_t place = 0; place < session_places; place++) {
+        struct session *session = table[place];
+        if (session && session->holder == pid) {
+            holder_gone(session);
+            return;
+        }
+        if (!session || session->pid != pid || session->state == ENDED)
+            continue;
+        if (session->state == STARTING)
+            report_ready(&session->report, 0);
+        if (table[place] == session)
+            process_ended(session, status);
+        return;
+    }
+}

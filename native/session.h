@@ -1,0 +1,100 @@
+/* Sessions: what init keeps of each process that it was asked to start.
+ *
+ *   session.c   the table, starting, steps, the end, status files        init
+ *   stream.c    what goes in and out of a session's process              init for pipes, the holder for a terminal
+ *   holder.c    the process that holds a session's terminal, both sides  init and the holder
+ *
+ * A terminal's master lives in a process of its own, its holder, which is forked from init after the session's process
+ * (CRIU wants /dev/tty's owner to come first) and runs the same loop with that one session.
+ */
+#pragma once
+#include "log.h"
+#include "loop.h"
+#include "records.h"
+#include "spawn.h"
+
+enum state { STARTING, RUNNING, ENDED };
+
+struct connection;
+
+struct session {
+    uint32_t id;
+    enum state state;
+    struct spec spec;
+    pid_t pid;     /* its process, or the running step's; 0: none just now */
+    size_t step;   /* which of spec.steps runs */
+    int cancelled; /* a signal that came between two steps */
+    uint64_t started, ended;
+    int status; /* as wait(2) gives it */
+
+    struct source output[2]; /* standard output and error, or the terminal's master */
+    struct source input;     /* where M_INPUT goes: its standard input, or the master again */
+    int ends[3];             /* the other ends, of a terminal only [0]: kept while steps follow */
+    struct source report;    /* of the exec, while it is STARTING */
+    struct log log;          /* with a terminal: the holder's */
+
+    struct connection *starter; /* waits for M_STARTED */
+    struct connection *feeder;  /* whose M_INPUT standard input takes */
+    unsigned views;             /* connections that watch it, in this process */
+
+    pid_t holder;
+    struct source channel; /* to the holder, in the holder to init */
+    unsigned guests;       /* connections that the holder was given and hasn't closed */
+    unsigned unmarked;     /* step marks that the holder hasn't logged */
+    bool unquiet;          /* the holder was asked to close its connections and hasn't */
+};
+
+/* The session with that id, or NULL; and by place in the table, up to session_places. */
+struct session *session_find(int64_t id);
+struct session *session_at(size_t place);
+extern const size_t session_places;
+
+/* Numbers from here on are free. */
+void sessions_number_from(int64_t id);
+
+/* Starts a session for a connection, which is told how it went once its exec is known to have worked or not.  Takes
+ * the spec over.  -1 with errno, and *what is where it failed. */
+int session_start(struct connection *starter, struct spec *spec, const char **what);
+
+/* A child of init was reaped. */
+void session_child_ended(pid_t pid, int status);
+
+/* The holder has logged the marks of a step's end: the next one may begin. */
+void session_marked(struct session *session);
+
+/* To its process group: 0, or -1 with errno. */
+int session_signal(struct session *session, int number);
+
+/* The records of its status file; what doesn't fit into `most` bytes is left out, `done` first. */
+void session_status(const struct session *session, struct writer *writer, size_t most);
+
+/* exit=N or signal=N, and how long that is. */
+size_t session_outcome(const struct session *session, char out[32]);
+
+/* Nobody watches it any more: it goes, if it has ended. */
+void session_unwatched(struct session *session);
+
+/* How many haven't ended, and whether any is still in the table. */
+unsigned sessions_live(void);
+bool sessions_linger(void);
+
+/* stream.c */
+int stream_watch(struct session *session);
+void stream_drain(struct session *session);
+void stream_close(struct session *session);
+/* Takes bytes for its input: how many, 0 when there is no room just now (stream_writable follows). */
+size_t stream_feed(struct session *session, const char *bytes, size_t size);
+void stream_input_end(struct session *session);
+
+/* holder.c, in init */
+int holder_start(struct session *session);
+int holder_view(struct session *session, int fd, uint64_t offset, bool started);
+void holder_mark(struct session *session, uint8_t outcome, const char *step);
+void holder_end(struct session *session);
+void holder_quiet(struct session *session);
+void holder_gone(struct session *session);
+
+/* holder.c, in the holder */
+bool holder_here(void);
+void holder_signal(int number);
+void holder_closed_one(const struct session *session);
