@@ -21,7 +21,7 @@ from engine import session
 from engine.base import Source
 from engine.config import Config
 from engine.errors import Timeout
-from engine.lifecycle import bases, copy, observe, pause, processes, recover, remove, resume, run, sessions, stop
+from engine.lifecycle import bases, observe, pause, processes, recover, remove, resume, run, sessions, stop, transfer
 from engine.lifecycle.pause import Mode
 from engine.lifecycle.root import Root, require
 from engine.model import (
@@ -155,13 +155,13 @@ class Engine:
             raise
         return connection
 
-    def attach(self, ref: str, number: int = 0) -> Connection:
-        """Attach to a session that runs, beginning with the tail of its output."""
+    def attach(self, ref: str, number: int = 0, *, offset: int = session.TAIL) -> Connection:
+        """Attach to a session that runs, beginning with the tail of its output or at an ``offset`` of its log."""
         job = self.job(ref)
         require(job, JobState.RUNNING, verb="attach to")
         connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
         try:
-            connection.attach(number, offset=session.TAIL)
+            connection.attach(number, offset=offset)
         except BaseException:
             connection.close()
             raise
@@ -173,13 +173,16 @@ class Engine:
         read = session.follow if live else session.read_log
         return read(self._root.io(job.id), number, offset=offset)
 
-    def copy_in(self, ref: str, source: Path | BinaryIO, target: str) -> None:
-        """Copy a file, a directory or a tar stream into a running job; see `engine.copy` for how names are chosen."""
-        copy.copy_in(self._root, self.job(ref), source, target)
+    def copy_in(self, ref: str, source: str | BinaryIO, target: str) -> None:
+        """Copy a file, a directory or a tar stream into a running job; see `engine.copy` for how names are chosen.
 
-    def copy_out(self, ref: str, source: str, target: Path | BinaryIO) -> None:
-        """Copy out of a job in any state, to a path or as a tar stream. No link in the job leads to the host."""
-        copy.copy_out(self._root, self.job(ref), source, target)
+        Paths are strings, for their end counts: ``dir/.`` is the contents of ``dir``. Raises BadPath."""
+        transfer.copy_in(self._root, self.job(ref), source, target)
+
+    def copy_out(self, ref: str, source: str, target: str | BinaryIO) -> None:
+        """Copy out of a job in any state but frozen, to a path or as a tar stream. No link in the job leads to the
+        host."""
+        transfer.copy_out(self._root, self.job(ref), source, target)
 
     def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:
         job = self.job(ref)

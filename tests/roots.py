@@ -46,9 +46,11 @@ def root_directory() -> Iterator[Path]:
 def engine(root_directory: Path, small_tree: Path) -> Iterator[Engine]:
     """An engine with the base ``small``; whatever the test leaves in it is removed."""
     with Engine(root_directory, timeout=30) as engine:
-        engine.base_build("small", DirSource(path=small_tree))
-        yield engine
-        empty(engine)
+        try:
+            engine.base_build("small", DirSource(path=small_tree))
+            yield engine
+        finally:
+            empty(engine)
 
 
 def empty(engine: Engine) -> None:

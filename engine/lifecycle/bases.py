@@ -24,6 +24,7 @@ import msgspec
 from engine import archive, base, cgroup, launch, layers, store
 from engine.base import Source
 from engine.errors import BadPath, Damaged, InUse, InvalidInput, from_os
+from engine.lifecycle import chains, mounting
 from engine.lifecycle.root import Root, now
 from engine.model import Base, Limits, Snapshot, SnapshotSource, Warmth
 from engine.steps import step
@@ -67,63 +68,20 @@ def build(root: Root, name: str, source: Source | SnapshotSource, *, progress: P
 def describe(source: Source | SnapshotSource) -> str:
     """``debian:bookworm``: where a base comes from, for people."""
     kind = type(source).__name__.removesuffix("Source").lower()
-    fields = msgspec.to_builtins(source)
-    return f"{kind}:" + ":".join(",".join(part) if isinstance(part, list) else str(part) for part in fields.values())
+    values = [getattr(source, field) for field in source.__struct_fields__]
+    return ":".join([kind, *(",".join(value) if isinstance(value, tuple) else str(value) for value in values if value)])
 
 
 def _unpack(
     root: Root, source: Source | SnapshotSource, snapshot: Snapshot | None, tree: Path, scratch: Path
 ) -> dict[str, str]:
-    if snapshot is None or isinstance(source, SnapshotSource) is False:
-        assert not isinstance(source, SnapshotSource)
-        return base.unpack(source, tree)
-    with packed(root, snapshot.base, snapshot.layers, "/.", scratch) as stream:
-        base.unpack_stream(stream, tree)
-    store.remove_tree(tree / ".serac")
-    return {**root.catalog.base(snapshot.base).env, **snapshot.spec.env}
-
-
-@contextlib.contextmanager
-def packed(root: Root, digest: str, chain: tuple[str, ...], path: str, scratch: Path) -> Iterator[int]:
-    """A descriptor of a tar stream of ``path`` as it is on a chain that nothing runs on.
-
-    The packer runs in a sandbox of its own, as a job would, so that no link in the chain leads to the host. What the
-    sandbox itself writes goes to ``scratch`` and is thrown away. Raises BadPath when it fails."""
-    host = scratch / "pack"
-    (host / "upper").mkdir(parents=True)
-    (host / "work").mkdir()
-    overlay = layers.overlay(root.layers, mounted(root, digest), chain, None)
-    group = root.group(store.new_id(), Limits())
-    reading, writing = os.pipe()
-    problems = open(host / "errors", "w+b")  # noqa: SIM115 - closed by the stack below
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(problems)
-        stack.callback(os.close, reading)
-        with contextlib.ExitStack() as ours:
-            ours.callback(os.close, writing)
-            cgroup.create(root.host, group, Limits())
-            stack.callback(cgroup.remove, group)
-            stack.callback(cgroup.kill, group, timeout=root.timeout)
-            stage = host / "stage"
-            stage.mkdir()
-            spec = launch.LaunchSpec(
-                cgroup=group.path,
-                stage=os.fspath(stage),
-                trees=(*overlay.trees, ("scratch", os.fspath(host))),
-                lowers=overlay.lowers,
-                upper="scratch/upper",
-                work="scratch/work",
-                overlay=overlay.options,
-                args=("pack", path),
-                stdout=writing,
-                stderr=problems.fileno(),
-            )
-            launch.launch(spec, timeout=root.timeout)
-        yield reading
-        problems.seek(0)
-        said = problems.read(4096).decode(errors="replace").strip()
-        if said:
-            raise BadPath(said)
+    if isinstance(source, SnapshotSource):
+        assert snapshot is not None
+        with chains.packed(root, snapshot.base, snapshot.layers, "/.", scratch) as stream:
+            base.unpack_stream(stream.fileno(), tree)
+        store.remove_tree(tree / ".serac")
+        return {**root.catalog.base(snapshot.base).env, **snapshot.spec.env}
+    return base.unpack(source, tree)
 
 
 def _place(image: Path, target: Path) -> None:
@@ -139,32 +97,6 @@ def _place(image: Path, target: Path) -> None:
 def _size(directory: Path) -> int:
     image = archive.load_image(directory)
     return image.meta.size + image.blob.size
-
-
-def mounted(root: Root, digest: str) -> Path:
-    """The directory where a base is mounted on this host, mounting it if nobody has yet. Raises Damaged when its
-    files aren't there or differ in size."""
-    target = root.mounts / digest
-    if os.path.ismount(target):
-        return target
-    directory = root.bases / digest
-    try:
-        with store.locked(directory, timeout=root.timeout):
-            if not os.path.ismount(target):
-                _check_sizes(directory)
-                target.mkdir(mode=0o700, exist_ok=True)
-                launch.mount_image(directory / "meta.erofs", directory / "data.blob", target, timeout=root.timeout)
-    except FileNotFoundError as error:
-        raise Damaged(f"base {digest[:12]} is not on this host", hint="build or import the base again") from error
-    return target
-
-
-def _check_sizes(directory: Path) -> None:
-    image = archive.load_image(directory)
-    for name, digest in (("meta.erofs", image.meta), ("data.blob", image.blob)):
-        size = (directory / name).stat().st_size
-        if size != digest.size:
-            raise Damaged(f"{directory / name} has {size} bytes, not {digest.size}", hint="build the base again")
 
 
 def warm(root: Root, ref: str) -> Warmth:
@@ -184,7 +116,7 @@ def remove(root: Root, ref: str) -> None:
             _refuse_used(root, found)
             transaction.remove_base(found.digest)
         with step("base.unmount"):
-            unmount(root, found.digest)
+            mounting.unmount(root, found.digest)
         with step("base.remove"):
             (root.bases / found.digest).rename(scratch / "image")
 
@@ -195,14 +127,6 @@ def _refuse_used(root: Root, found: Base) -> None:
     if jobs or snapshots:
         users = ", ".join([*(f"job {name}" for name in jobs), *(f"snapshot {name}" for name in snapshots)][:5])
         raise InUse(f"base {found.names[0] if found.names else found.digest[:12]} is used by {users}")
-
-
-def unmount(root: Root, digest: str) -> None:
-    target = root.mounts / digest
-    if os.path.ismount(target):
-        launch.unmount(target, timeout=root.timeout)
-    with contextlib.suppress(FileNotFoundError):
-        target.rmdir()
 
 
 def _tell(progress: Progress | None, what: str) -> None:

@@ -7,8 +7,8 @@ directory goes. Mounts and namespaces need no taking down, they live and die wit
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import resource
 import select
 import signal
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,17 @@ from pathlib import Path
 
 import msgspec
 
-from engine import cgroup, launch, layers, session, store
+from engine import cgroup, launch, layers, network, session, store
 from engine.errors import ProtocolError, SeracError, WrongState
 from engine.kernel import process
 from engine.launch import IO_INSIDE, LaunchSpec
-from engine.lifecycle import bases
+from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
 from engine.model import ENDED, Address, Job, JobState, SessionSpec
 from engine.steps import step
 
-RLIMITS = ("nofile:65536:65536", "core:0:unlimited", "memlock:8388608:8388608")
+RLIMITS = {"nofile": 65536, "memlock": 8 << 20, "core": 0}
+"""A job's soft and hard limits, where the engine's own hard limits allow as much; all others are the engine's."""
 
 
 class Init(msgspec.Struct, frozen=True):
@@ -33,6 +34,8 @@ class Init(msgspec.Struct, frozen=True):
 
     pid: int
     start_time: int
+    program: str
+    """its path in the job, which stays what it was when serac is upgraded"""
 
 
 def bring_up(root: Root, job: Job, *, sessions: Sequence[SessionSpec], verb: str) -> dict[int, str]:
@@ -41,7 +44,7 @@ def bring_up(root: Root, job: Job, *, sessions: Sequence[SessionSpec], verb: str
     Session 0 must start; others that can't (their directory is gone, say) are returned with the reason."""
     try:
         with step(f"{verb}.mount", job=job.id):
-            base = bases.mounted(root, job.base)
+            base = mounting.mounted(root, job.base)
             layers.renew_work(root.layer(_upper(job)))
             _clear_io(root.io(job.id), {spec.id for spec in sessions})
         with step(f"{verb}.launch", job=job.id):
@@ -75,8 +78,6 @@ def _launch(root: Root, job: Job, group: cgroup.Group, base: Path) -> int:
     address = job.address
     if address is None:
         return launch.launch(spec, timeout=root.timeout)
-    from engine import network  # imports pyroute2, which takes longer than the whole launch
-
     return launch.launch(spec, timeout=root.timeout, network=lambda pid: network.connect(root.config, address, pid=pid))
 
 
@@ -99,11 +100,19 @@ def launch_spec(root: Root, job: Job, group: cgroup.Group, base: Path, stage: Pa
         address=f"{job.address.job}/{job.address.prefix}" if job.address else None,
         gateway=job.address.gateway if job.address else None,
         hostname=job.name,
-        rlimits=RLIMITS,
+        rlimits=_rlimits(),
         allow=job.spec.allow,
         writes=_writes(root, job),
         listen=f"{IO_INSIDE}/init.sock",
     )
+
+
+def _rlimits() -> tuple[str, ...]:
+    def capped(name: str, wanted: int) -> int:
+        highest = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
+        return wanted if highest == resource.RLIM_INFINITY else min(wanted, highest)
+
+    return tuple(f"{name}:{value}:{value}" for name, value in ((name, capped(name, RLIMITS[name])) for name in RLIMITS))
 
 
 def _writes(root: Root, job: Job) -> tuple[tuple[str, str], ...]:
@@ -112,8 +121,6 @@ def _writes(root: Root, job: Job) -> tuple[tuple[str, str], ...]:
     hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{address} {job.name}\n"
     files = [("/etc/hostname", f"{job.name}\n"), ("/etc/hosts", hosts)]
     if job.spec.net != "none":
-        from engine import network
-
         files.append(("/etc/resolv.conf", network.resolv_conf(network.name_servers(root.config))))
     return tuple(files)
 
@@ -141,23 +148,14 @@ def take_down(root: Root, job: Job) -> None:
 
 
 def _disconnect(root: Root, address: Address) -> None:
-    from engine import network
-
     network.disconnect(root.config, address)
-    release_network(root, gone=address)
+    network.release(root.config, remaining=())
 
 
-def release_network(root: Root, *, gone: Address | None = None) -> None:
-    """Take the host's share of the bridge network away when no job uses it any more."""
-    if not (root.config.run / "network.json").exists():
-        return
-    from engine import network
-
-    def remaining() -> list[Address]:
-        jobs = root.catalog.jobs_in(*(state for state in JobState if state not in {JobState.PAUSED, *ENDED}))
-        return [job.address for job in jobs if job.address is not None and job.address != gone]
-
-    network.release(root.config, remaining=remaining)
+def release_network(root: Root) -> None:
+    """Take away what a killed engine may have left of the bridge network, when no job uses it."""
+    if network.STATE.exists():
+        network.release(root.config, remaining=())
 
 
 def alive(root: Root, job: Job) -> bool:
@@ -189,7 +187,7 @@ def wait_init(root: Root, job: Job, *, timeout: float | None) -> bool:
 @contextlib.contextmanager
 def _init(root: Root, job_id: str) -> Iterator[int | None]:
     """A pidfd of the job's init, None when it is gone."""
-    pidfd = _open_init(root.run_job(job_id) / "init.json")
+    pidfd = _open_init(_recall(root, job_id))
     try:
         yield pidfd
     finally:
@@ -197,26 +195,37 @@ def _init(root: Root, job_id: str) -> Iterator[int | None]:
             os.close(pidfd)
 
 
-def _open_init(file: Path) -> int | None:
+def init_program(root: Root, job: Job) -> str:
+    """The path of the job's init in the job. Raises WrongState when the job doesn't run."""
+    init = _recall(root, job.id)
+    if init is None:
+        raise WrongState(f"job {job.name} has ended")
+    return init.program
+
+
+def _recall(root: Root, job_id: str) -> Init | None:
     try:
-        init = msgspec.json.decode(file.read_bytes(), type=Init)
-        pidfd = os.pidfd_open(init.pid)
+        return msgspec.json.decode((root.run_job(job_id) / "init.json").read_bytes(), type=Init)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        if error.errno == errno.ESRCH:
-            return None
-        raise
+
+
+def _open_init(init: Init | None) -> int | None:
+    if init is None:
+        return None
     with contextlib.suppress(ProcessLookupError):
-        if process.start_time(init.pid) == init.start_time:
-            return pidfd
-    os.close(pidfd)
+        pidfd = os.pidfd_open(init.pid)
+        # The pid may have gone to another process before it was opened; after that it can't.
+        with contextlib.suppress(ProcessLookupError):
+            if process.start_time(init.pid) == init.start_time:
+                return pidfd
+        os.close(pidfd)
     return None
 
 
 def _remember(root: Root, job_id: str, pid: int) -> None:
     try:
-        init = Init(pid=pid, start_time=process.start_time(pid))
+        init = Init(pid=pid, start_time=process.start_time(pid), program=launch.init_inside())
     except ProcessLookupError as error:
         raise ProtocolError("the job's init ended at once", hint="`serac doctor`; is the base complete?") from error
     store.write_aside(root.run_job(job_id) / "init.json", msgspec.json.encode(init))

@@ -17,7 +17,7 @@ import msgspec
 
 from engine import cgroup, layers, store
 from engine.errors import Busy, NotFound
-from engine.lifecycle import bases, observe, pause, processes, remove, resume
+from engine.lifecycle import mounting, observe, pause, processes, remove, resume
 from engine.lifecycle.root import Root
 from engine.model import LIVE, Job, JobState, Limits
 from engine.steps import step
@@ -104,7 +104,7 @@ def _sweep_bases(root: Root) -> None:
     known = {base.digest for base in root.catalog.bases()}
     for mount in root.mounts.iterdir():
         if mount.name not in known:
-            bases.unmount(root, mount.name)
+            mounting.unmount(root, mount.name)
     _sweep_directory(root.bases, known=known)
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import msgspec
 
-from engine import layers, store
+from engine import layers, network, store
 from engine.errors import InvalidInput
-from engine.lifecycle import bases, processes, remove, sessions
+from engine.lifecycle import bases, mounting, processes, remove, sessions
 from engine.lifecycle.root import Root, now
 from engine.model import Address, ForkResult, Job, JobSpec, JobState, Layer, SessionSpec, Snapshot
 from engine.steps import record, step
@@ -101,7 +101,7 @@ def _begin(root: Root, job: Job, first: list[SessionSpec]) -> tuple[Job, dict[in
 def _make(root: Root, job: Job) -> Job:
     """The job's upper, then its rows."""
     assert job.upper is not None
-    below = root.layer(job.layers[-1]) / "upper" if job.layers else bases.mounted(root, job.base)
+    below = root.layer(job.layers[-1]) / "upper" if job.layers else mounting.mounted(root, job.base)
     layers.create(root.layer(job.upper), like=below)
     upper = Layer(id=job.upper, parent=job.layers[-1] if job.layers else None, owner=job.id, created=job.created)
     with root.catalog.transaction() as transaction:
@@ -114,6 +114,4 @@ def _make(root: Root, job: Job) -> Job:
 
 def _address(root: Root) -> Address:
     """Within the transaction that adds the job, so that no two engines choose the same."""
-    from engine import network
-
     return network.allocate(root.config, [job.address for job in root.catalog.jobs() if job.address is not None])

@@ -1,0 +1,144 @@
+"""Bases from an OCI image layout: the descriptors are chosen and checked here, umoci unpacks the layers.
+
+umoci gets a layout of its own, with the one chosen manifest and a link to the blobs: it locks and writes into the
+layout that it works on, and it knows no image without a tag nor one for several platforms.
+
+Source: image-layout.md, image-index.md, manifest.md and config.md of the OCI image specification.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import tempfile
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from engine import tools
+from engine.base.source import OciSource
+from engine.errors import Damaged, InvalidInput
+
+JSON_MAX = 4 << 20
+"""bytes of an index, a manifest or a config"""
+
+_DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
+_INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+_TAG = "org.opencontainers.image.ref.name"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "riscv64": "riscv64", "s390x": "s390x"}
+_NESTED_MAX = 4
+_T = TypeVar("_T")
+
+
+class _Platform(msgspec.Struct, kw_only=True):
+    architecture: str
+    os: str
+
+
+class _Descriptor(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] | None = None
+    platform: _Platform | None = None
+
+
+class _Index(msgspec.Struct, kw_only=True, rename="camel"):
+    schema_version: int = 2
+    manifests: list[_Descriptor]
+
+
+class _Manifest(msgspec.Struct, kw_only=True):
+    config: _Descriptor
+
+
+class _Process(msgspec.Struct, kw_only=True, rename="pascal"):
+    env: list[str] | None = None
+
+
+class _Config(msgspec.Struct, kw_only=True):
+    config: _Process | None = None
+
+
+def unpack(source: OciSource, tree: Path, *, timeout: float | None) -> dict[str, str]:
+    """Fill the tree and return the environment of the image's config. Raises InvalidInput, Damaged, ToolFailed."""
+    layout = Path(os.path.realpath(source.path))
+    if not (layout / "oci-layout").is_file() or not (layout / "index.json").is_file():
+        raise InvalidInput(f"{source.path} is no OCI image layout", hint="it has the files oci-layout and index.json")
+    index = _parse(_read(layout / "index.json"), _Index, "index.json")
+    chosen = _for_this_machine(layout, _tagged(index, source), _NESTED_MAX)
+    manifest = _parse(_blob(layout, chosen), _Manifest, "the manifest")
+    config = _parse(_blob(layout, manifest.config), _Config, "the config")
+    with tempfile.TemporaryDirectory(prefix=f".{tree.name}.", dir=tree.parent) as name:
+        own = _own_layout(Path(name), layout, chosen)
+        tools.run(["umoci", "raw", "unpack", f"--image={own}:base", tree], timeout=timeout)
+    return _environment(config)
+
+
+def _tagged(index: _Index, source: OciSource) -> _Descriptor:
+    tags = [(manifest.annotations or {}).get(_TAG) for manifest in index.manifests]
+    for tag, manifest in zip(tags, index.manifests, strict=True):
+        if tag == source.tag:
+            return manifest
+    if tags == [None] and source.tag == "latest":
+        return index.manifests[0]
+    there = ", ".join(sorted(tag for tag in tags if tag)) or "none"
+    raise InvalidInput(f"{source.path} has no image tagged {source.tag}", hint=f"its tags: {there[:200]}")
+
+
+def _for_this_machine(layout: Path, descriptor: _Descriptor, depth: int) -> _Descriptor:
+    """Down through indexes to the one manifest that this machine can run."""
+    if descriptor.media_type not in _INDEX_TYPES:
+        return descriptor
+    wanted = _Platform(architecture=_ARCHITECTURES.get(platform.machine(), platform.machine()), os="linux")
+    index = _parse(_blob(layout, descriptor), _Index, "an index")
+    for manifest in index.manifests if depth else ():
+        if manifest.platform is None or manifest.platform == wanted:
+            return _for_this_machine(layout, manifest, depth - 1)
+    raise InvalidInput(f"the image has no variant for linux/{wanted.architecture}")
+
+
+def _own_layout(own: Path, layout: Path, chosen: _Descriptor) -> Path:
+    tagged = msgspec.structs.replace(chosen, annotations={_TAG: "base"}, platform=None)
+    (own / "oci-layout").write_bytes(b'{"imageLayoutVersion":"1.0.0"}')
+    (own / "index.json").write_bytes(msgspec.json.encode(_Index(manifests=[tagged])))
+    (own / "blobs").symlink_to(layout / "blobs")
+    return own
+
+
+def _blob(layout: Path, descriptor: _Descriptor) -> bytes:
+    match = _DIGEST.fullmatch(descriptor.digest)
+    if not match:
+        raise Damaged(f"the image layout names a blob {descriptor.digest[:80]!r}")
+    algorithm, digest = (part for part in match.groups() if part)
+    content = _read(layout / "blobs" / algorithm / digest)
+    if hashlib.new(algorithm, content).hexdigest() != digest:
+        raise Damaged(f"blob {descriptor.digest} of the image layout is damaged")
+    return content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(JSON_MAX + 1)
+    except OSError as error:
+        raise Damaged(f"the image layout lacks {path.name}: {error.strerror}") from error
+    if len(content) > JSON_MAX:
+        raise Damaged(f"{path.name} of the image layout is larger than {JSON_MAX} bytes")
+    return content
+
+
+def _parse(content: bytes, kind: type[_T], what: str) -> _T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(f"{what} of the image layout: {error}") from error
+
+
+def _environment(config: _Config) -> dict[str, str]:
+    entries = (config.config.env if config.config else None) or []
+    pairs = (entry.partition("=") for entry in entries)
+    return {key: value for key, _, value in pairs if key and "\0" not in key + value}

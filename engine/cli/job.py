@@ -1,0 +1,231 @@
+"""The verbs of a job's life: run, ps, show, pause, resume, freeze, thaw, stop, rm."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from engine.cli import run, text, values
+from engine.cli.opening import open_engine
+from engine.cli.output import Output
+from engine.cli.parser import Parser, Verbs
+from engine.errors import NotFound, WrongState
+from engine.model import ForkResult, JobState
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.model import Job, ResumeResult, SessionStatus
+
+
+def add(verbs: Verbs) -> None:
+    run.add(verbs)
+    _add_looks(verbs)
+    _add_pauses(verbs)
+    _add_ends(verbs)
+
+
+def _add_looks(verbs: Verbs) -> None:
+    listed = verbs.add(
+        "ps", ps, "list the jobs",
+        more="Those that have ended only with --all.", examples="serac ps\nserac ps --all --json",
+    )  # fmt: skip
+    listed.add_argument("-a", "--all", action="store_true", help="also those that have ended")
+    listed.add_argument("-q", "--quiet", action="store_true", help="print names only")
+    _add_job(verbs.add("show", show, "show one job in detail, with its sessions", examples="serac show build"))
+
+
+def _add_pauses(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "pause", pause, "seal a job's changes into a snapshot and give all its compute back",
+        more="The job's processes end; `resume` goes on from its files, its sessions' commands and the steps not done.",
+        examples="serac pause build\nserac pause build --label mr=42 --json",
+    )  # fmt: skip
+    _add_job(parser)
+    parser.add_argument(
+        "--mode", choices=("auto", "process", "filesystem"), default="auto",
+        help="keep the processes too (process), the files alone, or what can be done (auto, the default)",
+    )  # fmt: skip
+    parser.add_argument("--label", metavar="K=V", type=values.variable, action="append", help="label the snapshot")
+    parser.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
+    _add_job(verbs.add("freeze", freeze, "stop a job in memory, for a while", examples="serac freeze build"))
+    _add_job(verbs.add("thaw", thaw, "let a frozen job go on", examples="serac thaw build"))
+    _add_resume(verbs)
+
+
+def _add_resume(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "resume", resume, "start a paused job again, or fork a snapshot as a new job",
+        more="With a job: it goes on. With a snapshot, or with --as: a new job begins there and the snapshot stays.",
+        examples="serac resume build\nserac resume 4f0c2a91 --as second-try\nserac resume build --as variant",
+    )  # fmt: skip
+    parser.add_argument("what", metavar="JOB|SNAP", help="a paused job's name or id, or a snapshot's id")
+    parser.add_argument("--as", dest="name", metavar="NAME", help="fork, under this name")
+
+
+def _add_ends(verbs: Verbs) -> None:
+    stopped = verbs.add(
+        "stop", stop, "end a job: SIGTERM, then SIGKILL when its time is over",
+        examples="serac stop build\nserac stop --grace 30 build",
+    )  # fmt: skip
+    stopped.add_argument(
+        "--grace", metavar="TIME", type=values.duration, help="time between the two signals (default 10s)"
+    )
+    _add_job(stopped)
+    removed = verbs.add(
+        "rm", rm, "remove jobs and what only they need",
+        more="A job that is running or paused is removed with --force only.",
+        examples="serac rm build\nserac rm --force build",
+    )  # fmt: skip
+    removed.add_argument("-f", "--force", action="store_true", help="stop it first, drop what it was paused to")
+    removed.add_argument("jobs", metavar="JOB", nargs="+", help="its name or id")
+
+
+def _add_job(parser: Parser) -> None:
+    parser.add_argument("job", metavar="JOB", help="its name or id")
+
+
+def ps(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        jobs = engine.jobs(ended=args.all)
+    if args.quiet:
+        out.names([job.name for job in jobs])
+        return 0
+    out.table(jobs, ("NAME", "STATE", "BASE", "COMMAND", "CREATED", "PAUSES", "SNAPSHOT"), map(_row, jobs))
+    return 0
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    command = text.short(_command(job), 40)
+    return job.name, _state(job), job.spec.base, command, text.age(job.created), str(job.pauses), job.snapshot or ""
+
+
+def _state(job: Job) -> str:
+    return f"{job.state} ({job.status})" if job.status else str(job.state)
+
+
+def _command(job: Job) -> str:
+    if job.spec.steps:
+        return "steps " + ", ".join(step.name for step in job.spec.steps)
+    return text.shell(job.spec.argv)
+
+
+def show(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        job = engine.job(args.job)
+        sessions = engine.sessions(job.id)
+    document = {**{field: getattr(job, field) for field in job.__struct_fields__}, "sessions": sessions}
+    out.listing(document, {**_facts(job), "sessions": "\n".join(map(_session, sessions))})
+    return 0
+
+
+def _facts(job: Job) -> dict[str, str]:
+    spec = job.spec
+    return {
+        "job": job.name if job.name == job.id else f"{job.name} ({job.id})",
+        "state": _state(job),
+        "failure": job.failure or "",
+        "base": f"{spec.base} ({job.base[:12]})",
+        "command": _command(job) or "none, it stays up for exec",
+        "workdir": spec.workdir,
+        "environment": "\n".join(f"{key}={value}" for key, value in spec.env.items()),
+        "network": spec.net + (f" {job.address.job}" if job.address else ""),
+        "userns": spec.userns,
+        "limits": _limits(job),
+        "labels": text.pairs(spec.labels),
+        "layers": "\n".join(job.layers),
+        "snapshot": job.snapshot or "",
+        "forked from": job.forked_from or "",
+        "pauses": str(job.pauses),
+        "created": text.moment(job.created),
+        "started": text.moment(job.started),
+        "ended": text.moment(job.ended),
+    }
+
+
+def _limits(job: Job) -> str:
+    limits = job.spec.limits
+    known = {
+        "memory": text.size(limits.memory) if limits.memory else None,
+        "cpus": limits.cpus,
+        "pids": limits.pids,
+    }
+    return ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+
+
+def _session(session: SessionStatus) -> str:
+    state = f"running, pid {session.pid}" if session.running else f"ended, status {session.status}"
+    steps = [*(f"{name} done" for name in session.done), *([f"{session.step} now"] if session.step else [])]
+    return f"{session.id}: {state}" + (f" ({', '.join(steps)})" if steps else "")
+
+
+def pause(args: Namespace, out: Output) -> int:
+    state = {} if args.state is None else {"state": args.state}
+    with open_engine(args) as engine:
+        result = engine.pause(args.job, mode=args.mode, labels=dict(args.label or ()), **state)
+    mode = f"{result.mode}: {result.reason}" if result.reason else result.mode
+    out.value(result, f"paused {args.job} to snapshot {result.snapshot} ({mode}){_took(result.timings)}")
+    return 0
+
+
+def freeze(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        job = engine.freeze(args.job)
+    out.value(job, f"froze {job.name}")
+    return 0
+
+
+def thaw(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        job = engine.thaw(args.job)
+    out.value(job, f"thawed {job.name}")
+    return 0
+
+
+def resume(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        result = _resume(engine, args.what, args.name)
+        name = engine.job(result.job).name
+    what = f"forked {result.snapshot} as {name}" if isinstance(result, ForkResult) else f"resumed {name}"
+    out.value(result, f"{what} ({result.mode}, {result.strategy}){_took(result.timings)}")
+    for number, reason in result.missing.items():
+        out.note(f"session {number} could not be started again: {reason}")
+    return 0
+
+
+def _resume(engine: Engine, what: str, name: str | None) -> ResumeResult | ForkResult:
+    """A job's name comes before a snapshot's id."""
+    job = _job(engine, what)
+    if job is None:
+        return engine.fork(what, name=name)
+    if name is None:
+        return engine.resume(job.id)
+    if job.snapshot is None:
+        raise WrongState(f"job {job.name} isn't paused", hint="pause it, or name a snapshot: `serac snapshot ls`")
+    return engine.fork(job.snapshot, name=name)
+
+
+def _job(engine: Engine, what: str) -> Job | None:
+    try:
+        return engine.job(what)
+    except NotFound:
+        return None
+
+
+def stop(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        job = engine.stop(args.job, grace=args.grace)
+    ended = f" with status {job.status}" if job.status is not None and job.state is JobState.EXITED else ""
+    out.value(job, f"stopped {job.name}, it {job.state}{ended}")
+    return 0
+
+
+def rm(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        out.removed(args.jobs, lambda job: engine.remove(job, force=args.force))
+    return 0
+
+
+def _took(timings: dict[str, float]) -> str:
+    total = f" in {timings['total']:.1f} ms" if "total" in timings else ""
+    steps = text.milliseconds(timings)
+    return f"{total}: {steps}" if steps else total

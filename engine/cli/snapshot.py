@@ -1,0 +1,79 @@
+"""``serac snapshot``: list, look at and remove what pauses left."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from engine.cli import text
+from engine.cli.opening import open_engine
+from engine.cli.output import Output
+from engine.cli.parser import Verbs
+
+if TYPE_CHECKING:
+    from engine.model import SessionSpec, Snapshot
+
+
+def add(verbs: Verbs) -> None:
+    family = verbs.family(
+        "snapshot", "list, show and remove snapshots",
+        examples="serac snapshot ls --job build\nserac snapshot show 4f0c2a91\nserac resume 4f0c2a91 --as second-try",
+    )  # fmt: skip
+    listed = family.add("ls", ls, "list the snapshots", examples="serac snapshot ls --job build")
+    listed.add_argument("--job", metavar="J", help="only this job's")
+    listed.add_argument("-q", "--quiet", action="store_true", help="print ids only")
+    shown = family.add("show", show, "show one snapshot in detail", examples="serac snapshot show 4f0c2a91")
+    shown.add_argument("snapshot", metavar="SNAP", help="its id")
+    removed = family.add(
+        "rm", rm, "remove snapshots",
+        more="One that a paused job needs for its resume is refused.", examples="serac snapshot rm 4f0c2a91",
+    )  # fmt: skip
+    removed.add_argument("snapshots", metavar="SNAP", nargs="+", help="its id")
+
+
+def ls(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        snapshots = engine.snapshots(args.job)
+    if args.quiet:
+        out.names([snapshot.id for snapshot in snapshots])
+        return 0
+    columns = ("SNAPSHOT", "JOB", "MODE", "LAYERS", "CREATED", "LABELS")
+    out.table(snapshots, columns, (_row(snapshot) for snapshot in snapshots))
+    return 0
+
+
+def _row(snapshot: Snapshot) -> tuple[str, ...]:
+    labels = text.pairs(snapshot.labels)
+    created = text.age(snapshot.created)
+    return snapshot.id, snapshot.name, snapshot.mode, str(len(snapshot.layers)), created, text.short(labels, 40)
+
+
+def show(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        snapshot = engine.snapshot(args.snapshot)
+    facts = {
+        "snapshot": snapshot.id,
+        "job": f"{snapshot.name} ({snapshot.job})",
+        "mode": f"{snapshot.mode} ({snapshot.reason})" if snapshot.reason else snapshot.mode,
+        "base": f"{snapshot.spec.base} ({snapshot.base[:12]})",
+        "layers": "\n".join(snapshot.layers),
+        "sessions": "\n".join(map(_session, snapshot.context.sessions)),
+        "state": text.json(snapshot.context.state) if snapshot.context.state is not None else "",
+        "labels": text.pairs(snapshot.labels),
+        "parent": snapshot.parent or "",
+        "created": text.moment(snapshot.created),
+    }
+    out.listing(snapshot, facts)
+    return 0
+
+
+def _session(spec: SessionSpec) -> str:
+    what = text.shell(spec.argv) or f"steps {', '.join(step.name for step in spec.steps)}"
+    done = f" (done: {', '.join(spec.done)})" if spec.done else ""
+    return f"{spec.id or 0}: {what}{done} in {spec.workdir}"
+
+
+def rm(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        out.removed(args.snapshots, engine.snapshot_remove)
+    return 0

@@ -1,0 +1,84 @@
+"""cp, both ways: a tar stream through a pipe whose other end is a packer or an unpacker in the job's own sandbox.
+
+In a running job that is a session of its own, which is given the pipe itself, so that nothing of the stream passes
+through init or the logs. Out of a job that doesn't run it is a packer over its chain (`engine.lifecycle.chains`).
+Nothing is committed here; a copy that is killed leaves what it had written on the receiving side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from engine import copy, session
+from engine.errors import BadPath, SeracError
+from engine.lifecycle import chains, processes
+from engine.lifecycle.root import Root, require
+from engine.model import Job, JobState, SessionSpec
+from engine.session import Exit
+
+_PROBLEM_MAX = 4096
+
+
+def copy_in(root: Root, job: Job, source: str | BinaryIO, target: str) -> None:
+    """``source``: a path of the host, or a tar stream. Raises BadPath, WrongState (the job doesn't run)."""
+    require(job, JobState.RUNNING, verb="copy into")
+    with _worker(root, job, ("unpack", target), feed=True) as stream:
+        if isinstance(source, str):
+            copy.pack_host(source, stream)
+        else:
+            shutil.copyfileobj(source, stream)
+
+
+def copy_out(root: Root, job: Job, source: str, target: str | BinaryIO) -> None:
+    """``target``: a path of the host, or where a tar stream goes. Raises BadPath."""
+    with _packed(root, job, source) as stream:
+        if isinstance(target, str):
+            copy.unpack_host(stream, target)
+        else:
+            shutil.copyfileobj(stream, target)
+
+
+@contextlib.contextmanager
+def _packed(root: Root, job: Job, source: str) -> Iterator[BinaryIO]:
+    if job.state is JobState.RUNNING:
+        with _worker(root, job, ("pack", source), feed=False) as stream:
+            yield stream
+        return
+    require(job, JobState.PAUSED, JobState.EXITED, JobState.FAILED, verb="copy from")
+    chain = (*job.layers, job.upper) if job.upper else job.layers
+    with root.intent(f"copy-{job.id}") as scratch, chains.packed(root, job.base, chain, source, scratch) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _worker(root: Root, job: Job, arguments: tuple[str, ...], *, feed: bool) -> Iterator[BinaryIO]:
+    """The host's end of the worker's input (``feed``) or output. What went wrong in the worker is what is raised."""
+    with contextlib.ExitStack() as stack:
+        reading, writing = os.pipe()
+        ours, theirs = (writing, reading) if feed else (reading, writing)
+        stream = stack.enter_context(open(ours, "wb" if feed else "rb"))
+        problems_end, problems = os.pipe()
+        said = stack.enter_context(open(problems_end, "rb", buffering=0))
+        with open(theirs, "rb" if not feed else "rb", buffering=0), open(problems, "wb", buffering=0):
+            connection = stack.enter_context(session.connect(root.io(job.id), timeout=root.timeout))
+            spec = SessionSpec(argv=(processes.init_program(root, job), *arguments), workdir="/")
+            descriptors = (theirs if feed else None, None if feed else theirs, problems)
+            connection.start(spec, attach=True, descriptors=descriptors)
+        failure = None
+        try:
+            yield stream  # type: ignore[misc]
+            stream.close()
+        except (SeracError, BrokenPipeError) as error:
+            failure = error
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+        status = next((event.status for event in connection.events() if isinstance(event, Exit)), None)
+        if status != 0:
+            lines = said.read(_PROBLEM_MAX).decode(errors="replace").strip().splitlines() or ["the copy was killed"]
+            raise BadPath(lines[0]) from failure
+        if failure is not None:
+            raise failure

@@ -1,0 +1,124 @@
+"""A real serac-init as PID 1 of a pid namespace of its own, without the rest of a job, and ways to look at it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import session
+
+TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class InitJob:
+    io: Path
+    process: subprocess.Popen[bytes]
+    pid: int
+    """of init, on the host"""
+
+    def connect(self) -> session.Connection:
+        return session.connect(self.io, timeout=TIMEOUT)
+
+    def raw(self) -> socket.socket:
+        """A bare connection, its greeting unread."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.settimeout(TIMEOUT)
+        sock.connect(os.fspath(self.io / "init.sock"))
+        return sock
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Init's exit status, once it has ended by itself."""
+        return self.process.wait(TIMEOUT)
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def children(self) -> dict[int, str]:
+        """Host pid -> name of init's children."""
+        pids = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        found = {}
+        for pid in pids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found[int(pid)] = Path(f"/proc/{pid}/comm").read_text().strip()
+        return found
+
+    def holders(self) -> list[int]:
+        return [pid for pid, name in self.children().items() if name == "serac-terminal"]
+
+
+def build(directory: Path, *flags: str) -> Path:
+    """The sanitized program with other compiler flags."""
+    source = Path(__file__).resolve().parents[1] / "native"
+    options = ["-DSERAC_SANITIZE=ON", f"-DCMAKE_C_FLAGS={' '.join(flags)}"]
+    for command in (
+        ["cmake", "-S", source, "-B", directory, "-G", "Ninja", *options],
+        ["cmake", "--build", directory, "--target", "serac-init"],
+    ):
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return directory / "serac-init"
+
+
+@contextlib.contextmanager
+def started(program: Path, io: Path | None = None) -> Iterator[InitJob]:
+    """Start init on the directory ``io`` (default: a fresh one, removed at the end); kill it when the test is done."""
+    with contextlib.ExitStack() as stack:
+        if io is None:
+            io = Path(tempfile.mkdtemp(prefix="serac-init-"))
+            io.chmod(0o755)
+            stack.callback(shutil.rmtree, io)
+        (io / "init.sock").unlink(missing_ok=True)
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(os.fspath(io / "init.sock"))
+        (io / "init.sock").chmod(0o666)
+        listener.listen(128)
+        process = _run(program, listener)
+        listener.close()
+        stack.callback(_end, process)
+        yield InitJob(io, process, _init(process, program))
+
+
+def _run(program: Path, listener: socket.socket) -> subprocess.Popen[bytes]:
+    number = listener.fileno()
+    script = f'exec 3<&{number} {number}<&-; exec unshare --pid --fork --kill-child --mount-proc "$0"'
+    if number == 3:
+        script = 'exec unshare --pid --fork --kill-child --mount-proc "$0"'
+    sanitizers = {"ASAN_OPTIONS": "detect_leaks=0:log_to_syslog=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    return subprocess.Popen(
+        ["bash", "-c", script, os.fspath(program)],
+        pass_fds=[number],
+        stdin=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], **sanitizers},
+    )
+
+
+def _init(process: subprocess.Popen[bytes], program: Path) -> int:
+    """The host's pid of init: the greeting comes from it, so by then it has been executed."""
+    with contextlib.suppress(FileNotFoundError):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None:
+            for child in children.read_text().split():
+                if os.readlink(f"/proc/{child}/exe") == os.fspath(program.resolve()):
+                    return int(child)
+            # What it waits for has no descriptor: bash and unshare execute one after the other.
+            select.select([], [], [], 0.005)
+    raise AssertionError(f"init didn't start: {process.poll()}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+    process.wait(TIMEOUT)

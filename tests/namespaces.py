@@ -1,0 +1,97 @@
+"""Network namespaces with programs in them that talk to each other: jobs, and the rest of the world."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from engine.model import Address
+
+
+class Namespace:
+    """A process in a network namespace of its own, standing for a job (or for the rest of the world)."""
+
+    def __init__(self) -> None:
+        argv = ["unshare", "-n", "sh", "-c", "ip link set lo up; echo; exec sleep infinity"]
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"\n"
+        self.pid = self.process.pid
+
+    def __enter__(self) -> Namespace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def ip(self, *arguments: str) -> None:
+        subprocess.run(["nsenter", "-t", str(self.pid), "-n", "ip", *arguments], check=True)
+
+    def python(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        argv = ["nsenter", "-t", str(self.pid), "-n", sys.executable, "-c", script, *arguments]
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+
+    def configure(self, address: Address) -> None:
+        """What serac-launch does once the launch is let go."""
+        self.ip("addr", "add", f"{address.job}/{address.prefix}", "dev", "eth0")
+        self.ip("link", "set", "eth0", "up")
+        self.ip("route", "add", "default", "via", address.gateway)
+
+    def says(self, host: str, port: int) -> str:
+        """What a TCP server answers, or the name of the error."""
+        with self.python(CLIENT, host, str(port)) as client:
+            return client.communicate(timeout=20)[0].strip()
+
+    @contextlib.contextmanager
+    def serving(self, port: int) -> Iterator[None]:
+        """A TCP server that tells each client the client's address."""
+        with self.python(SERVER, str(port)) as server:
+            try:
+                assert server.stdout is not None
+                assert server.stdout.readline() == "listening\n"
+                yield
+            finally:
+                server.kill()
+
+
+CLIENT = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as connection:
+        print(connection.makefile().read())
+except OSError as error:
+    print(type(error).__name__)
+"""
+SERVER = """
+import socket, sys
+server = socket.create_server(("", int(sys.argv[1])))
+print("listening", flush=True)
+while True:
+    connection, peer = server.accept()
+    connection.sendall(peer[0].encode())
+    connection.close()
+"""
+UDP_CLIENT = """
+import socket, sys
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.settimeout(5)
+client.sendto(b"question", (sys.argv[1], int(sys.argv[2])))
+print(client.recv(100).decode())
+"""
+UDP_SENDER = """
+import socket, sys
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.bind((sys.argv[1], 0))
+client.sendto(sys.argv[2].encode(), (sys.argv[3], int(sys.argv[4])))
+"""
+UDP_RECEIVER = """
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.settimeout(10)
+server.bind(("", int(sys.argv[1])))
+print("listening", flush=True)
+print(server.recv(100).decode(), flush=True)
+"""

@@ -1,0 +1,343 @@
+"""The command as its users have it: every verb from outside, on pipes and on terminals, over a real engine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from terminals import Terminal
+
+from engine import Engine, JobSpec, JobState
+
+pytestmark = pytest.mark.root
+
+HEAVY = {"asyncio", "pyroute2", "rich", "shtab", "tarfile", "logging.config", "psutil", "http", "email", "ssl"}
+
+
+class Command:
+    """``serac`` on one root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(self.words(*words), check=False, input=given, capture_output=True, timeout=120)
+
+    def words(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "engine.cli", "--root", os.fspath(self.root), *words]
+
+    def good(self, *words: str, given: bytes = b"") -> str:
+        done = self(*words, given=given)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.good("--json", *words))
+
+    def error(self, *words: str) -> tuple[int, list[str]]:
+        """Status and lines of an error; nothing else may have been printed."""
+        done = self(*words)
+        assert done.stdout == b""
+        return done.returncode, done.stderr.decode().splitlines()
+
+
+@pytest.fixture
+def serac(engine: Engine) -> Command:
+    return Command(engine.config.root)
+
+
+@pytest.fixture
+def up(engine: Engine) -> str:
+    """A job that stays up, and its name."""
+    return engine.run(JobSpec(base="small", name="up")).name
+
+
+def test_run_passes_output_and_status_on(serac: Command) -> None:
+    done = serac("run", "--base", "small", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
+
+
+def test_run_takes_the_only_base(serac: Command) -> None:
+    assert serac.good("run", "--", "echo", "hello") == "hello\n"
+
+
+def test_run_loses_no_output(serac: Command) -> None:
+    done = serac("run", "--", "seq", "200000")
+    assert done.stdout.split() == [str(number).encode() for number in range(1, 200001)]
+
+
+def test_run_says_which_signal(serac: Command) -> None:
+    assert serac("run", "--", "sh", "-c", "kill -9 $$").returncode == 128 + signal.SIGKILL
+
+
+def test_run_as_json_is_a_stream_of_records(serac: Command) -> None:
+    done = serac("--json", "run", "--", "sh", "-c", "echo out; printf '\\377' >&2; exit 3")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 3
+    outputs = {record["stream"]: record for record in records if "stream" in record}
+    assert outputs["stdout"]["data"] == "out\n"
+    assert outputs["stderr"]["base64"] == "/w=="
+    assert (records[-1]["exit"], records[-1]["signal"]) == (3, None)
+
+
+def test_run_marks_steps(serac: Command) -> None:
+    done = serac("run", "--step", "one=echo 1", "--step", "two=exit 4", "--step", "three=echo 3")
+    assert (done.returncode, done.stdout) == (4, b"1\n")
+    marks = ["--- step one", "--- step one completed", "--- step two", "--- step two failed"]
+    assert done.stderr.decode().splitlines() == marks
+
+
+def test_environment_and_directory(serac: Command) -> None:
+    words = ("run", "--env", "A=b c", "--env", "E=", "--workdir", "/src", "--", "sh", "-c", 'echo "$A|$E|$PWD"')
+    assert serac.good(*words) == "b c||/src\n"
+
+
+def test_a_job_from_its_start_to_its_removal(serac: Command) -> None:
+    assert (
+        serac.good("run", "--detach", "--name", "web", "--label", "mr=4", "--", "sh", "-c", "echo hi; sleep 900")
+        == "web\n"
+    )
+    serac.good("exec", "web", "--", "true")
+    listed = serac.good("ps").splitlines()
+    assert listed[0].split() == ["NAME", "STATE", "BASE", "COMMAND", "CREATED", "PAUSES", "SNAPSHOT"]
+    assert listed[1].split()[:3] == ["web", "running", "small"]
+    shown = serac.good("show", "web")
+    assert "mr=4" in shown
+    assert "0: running" in shown
+    assert serac.good("freeze", "web") == "froze web\n"
+    assert serac.json("show", "web")["state"] == "frozen"
+    assert serac.good("thaw", "web") == "thawed web\n"
+    assert serac.good("stop", "--grace", "0.1", "web").startswith("stopped web")
+    assert serac.json("ps") == []
+    assert [job["name"] for job in serac.json("ps", "--all")] == ["web"]
+    assert serac.good("logs", "web") == "hi\n"
+    assert serac.good("rm", "web") == "removed web\n"
+    assert serac.good("ps", "--all", "--quiet") == ""
+
+
+def test_pause_and_resume(serac: Command, up: str) -> None:
+    serac.good("exec", up, "--", "sh", "-c", "echo kept > /file")
+    paused = serac.json("pause", up, "--mode", "filesystem", "--label", "why=test", "--state", '{"a": [1]}')
+    assert {"job", "snapshot", "mode", "reason", "timings", "sizes"} <= set(paused)
+    snapshot = serac.json("snapshot", "show", paused["snapshot"])
+    assert (snapshot["labels"], snapshot["context"]["state"]) == ({"why": "test"}, {"a": [1]})
+    assert serac.good("snapshot", "ls", "--quiet", "--job", up).split() == [paused["snapshot"]]
+    resumed = serac.json("resume", up)
+    assert {"job", "snapshot", "strategy", "mode", "timings"} <= set(resumed)
+    assert serac.good("exec", up, "--", "cat", "/file") == "kept\n"
+    text = serac.good("pause", up)
+    assert text.startswith("paused up to snapshot ")
+    assert serac.good("resume", up, "--as", "other").startswith("forked ")
+    assert serac.good("exec", "other", "--", "cat", "/file") == "kept\n"
+    assert serac.json("show", up)["state"] == "paused"
+
+
+def test_resume_takes_a_snapshot(serac: Command, up: str) -> None:
+    snapshot = serac.json("pause", up)["snapshot"]
+    forked = serac.json("resume", snapshot)
+    assert forked["snapshot"] == snapshot
+    assert serac.json("show", forked["job"])["forked_from"] == snapshot
+
+
+def test_exec_streams_both_ways(serac: Command, up: str) -> None:
+    data = os.urandom(5 << 20)
+    done = serac("exec", up, "--", "cat", given=data)
+    assert done.returncode == 0
+    assert done.stdout == data
+
+
+def test_exec_stops_reading_when_the_command_ends(serac: Command, up: str) -> None:
+    assert serac.good("exec", up, "--", "head", "-c", "3", given=b"x" * (8 << 20)) == "xxx"
+
+
+def test_exec_statuses(serac: Command, up: str) -> None:
+    assert serac("exec", up, "--", "sh", "-c", "exit 42").returncode == 42
+    assert serac("exec", up, "--", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
+    assert serac("exec", up, "--", "/no/such").returncode == 127
+    assert serac("exec", up, "--", "/etc/passwd").returncode == 126
+
+
+def test_exec_detached_and_its_log(serac: Command, up: str) -> None:
+    number = serac.good("exec", "-d", up, "--", "sh", "-c", "echo one; read x < /fifo || sleep 900").strip()
+    session = serac.json("exec", "--detach", up, "--", "sh", "-c", "echo two; exit 5")
+    assert serac.good("logs", "-f", up, str(session["id"])) == "two\n"
+    records = [json.loads(line) for line in serac.good("--json", "logs", up, str(session["id"])).splitlines()]
+    assert [record.get("data") for record in records] == ["two\n", None]
+    assert records[-1]["exit"] == 5
+    assert int(number) < session["id"]
+
+
+def test_paused_under_the_users_eyes(serac: Command, engine: Engine) -> None:
+    process = subprocess.Popen(
+        serac.words("run", "--name", "watched", "--", "sh", "-c", "echo ready; sleep 900"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        engine.pause("watched")
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 203
+    assert errors.splitlines() == [
+        "serac: job watched was paused before the command ended",
+        "hint: serac resume watched",
+    ]
+
+
+def test_cp_there_and_back(serac: Command, up: str, tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "file").write_bytes(b"\0\xff")
+    serac.good("cp", str(tmp_path / "dir"), f"{up}:/tmp")
+    serac.good("cp", f"{up}:/tmp/dir/file", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == b"\0\xff"
+
+
+def test_cp_takes_and_gives_tar_streams(serac: Command, up: str) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("hello")
+        member.size = 2
+        archive.addfile(member, io.BytesIO(b"hi"))
+    serac.good("cp", "-", f"{up}:/tmp", given=buffer.getvalue())
+    done = serac("cp", f"{up}:/tmp/hello", "-")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        (found,) = archive.getmembers()
+        content = archive.extractfile(found)
+        assert content is not None
+        assert (found.name, content.read()) == ("hello", b"hi")
+
+
+def test_bases(serac: Command, small_tree: Path) -> None:
+    built = serac.good("base", "build", "again", "--dir", str(small_tree))
+    assert built.startswith("again: ")
+    base = serac.json("base", "show", "again")["digest"]
+    assert sorted(serac.good("base", "ls", "--quiet").split()) == ["again", "small"]
+    assert base in serac.good("base", "show", "again")
+    warmth = serac.json("base", "warm", "again")
+    assert warmth["cached_after"] == warmth["size"] > 0
+    assert serac.good("base", "rm", "again") == "removed again\n"
+    assert serac.good("base", "ls", "--quiet").split() == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["show", "nobody"], 201),
+        (["run", "--base", "nothing", "--", "true"], 201),
+        (["run", "--name", "up", "--", "true"], 202),
+        (["run", "--name", "a/b", "--", "true"], 200),
+        (["run", "--workdir", "src", "--", "true"], 200),
+        (["run", "--", "/no/such"], 127),
+        (["resume", "up"], 203),
+        (["resume", "up", "--as", "x"], 203),
+        (["resume", "nobody"], 201),
+        (["rm", "up"], 203),
+        (["snapshot", "show", "nothing"], 201),
+        (["base", "rm", "small"], 204),
+        (["logs", "up", "77"], 201),
+        (["attach", "up", "77"], 201),
+        (["exec", "up", "-w", "/no/such", "--", "true"], 216),
+        (["cp", "/no/such", "up:/tmp"], 200),
+        (["cp", "up:/no/such", "/tmp/x"], 216),
+        (["base", "build", "x", "--tar", "/no/such"], 200),
+        (["base", "build", "x", "--snapshot", "nothing"], 201),
+    ],
+    ids=str,
+)
+def test_errors_change_nothing(serac: Command, engine: Engine, up: str, words: list[str], status: int) -> None:
+    before = engine.jobs(ended=True), engine.snapshots(), engine.bases()
+    found, lines = serac.error(*words)
+    assert (found, len(lines)) == (status, 2), lines
+    assert lines[0].startswith("serac: ")
+    assert lines[1].startswith("hint: ")
+    assert (engine.jobs(ended=True), engine.snapshots(), engine.bases()) == before
+
+
+def test_ps_imports_nothing_heavy(serac: Command, up: str) -> None:
+    command = [sys.executable, "-X", "importtime", *serac.words("ps")[1:]]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert up in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {name for name in imported if name in HEAVY or name.split(".")[0] in HEAVY} == set()
+
+
+def test_terminal_knows_its_size_and_follows_it(serac: Command, up: str) -> None:
+    with Terminal(serac.root, "exec", "-t", up, "--", "sh", rows=33, columns=111) as user:
+        user.type("stty size\r")
+        user.expect("33 111")
+        user.type("trap 'stty size' WINCH; echo rea''dy\r")
+        user.expect("ready")
+        user.resize(44, 122)
+        user.type("\r")
+        user.expect("44 122")
+        user.type("exit 9\r")
+        assert user.wait() == 9
+
+
+def test_detach_keys_and_attach_again(serac: Command, up: str) -> None:
+    with Terminal(serac.root, "exec", "-t", up, "--", "sh") as user:
+        user.type("colour=blue; echo he''re\r")
+        user.expect("here")
+        user.type("\x10\x11")
+        user.expect("detached")
+        user.expect("serac attach up 1")
+        assert user.wait() == 0
+    with Terminal(serac.root, "attach", up, "1") as one, Terminal(serac.root, "attach", up, "1") as two:
+        one.expect("here")
+        two.expect("here")
+        two.type("echo still $colour\r")
+        one.expect("still blue")
+        two.expect("still blue")
+        one.type("exit 3\r")
+        assert (one.wait(), two.wait()) == (3, 3)
+
+
+def test_run_on_a_terminal(serac: Command) -> None:
+    with Terminal(serac.root, "run", "--tty", "--", "sh", "-c", "stty size; read line; echo got $line; exit 2") as user:
+        user.expect("24 80")
+        user.type("it\r")
+        user.expect("got it")
+        assert user.wait() == 2
+
+
+def test_ctrl_c_reaches_the_job_and_the_next_one_detaches(serac: Command, engine: Engine) -> None:
+    script = "trap 'echo caught' INT; echo ready; while :; do sleep 0.1; done"
+    with Terminal(serac.root, "run", "--name", "deaf", "--", "sh", "-c", script) as user:
+        user.expect("ready")
+        user.type("\x03")
+        user.expect("caught")
+        user.type("\x03")
+        user.expect("serac attach deaf")
+        assert user.wait() == 130
+    assert engine.job("deaf").state is JobState.RUNNING
+
+
+def test_sigterm_puts_the_terminal_back(serac: Command, up: str) -> None:
+    with Terminal(serac.root, "exec", "-t", up, "--", "sh", "-c", "echo ready; sleep 900") as user:
+        user.expect("ready")
+        user.signal(signal.SIGTERM)
+        assert user.wait() == 128 + signal.SIGTERM
+
+
+def test_end_of_input_at_a_terminal_without_tty(serac: Command, up: str) -> None:
+    with Terminal(serac.root, "exec", up, "--", "cat") as user:
+        user.type("line\n")
+        user.expect("line\r\nline\r\n")
+        user.type("\x04")
+        assert user.wait() == 0
+
+
+def test_terminal_input_from_a_pipe(serac: Command, up: str) -> None:
+    done = serac("exec", "-t", up, "--", "sh", given=b"echo $((40 + 2))\n")
+    assert done.returncode == 0
+    assert b"42" in done.stdout
