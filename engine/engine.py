@@ -17,16 +17,17 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from engine import session
+from engine import doctor, launch, session
 from engine.base import Source
 from engine.config import Config
-from engine.errors import Timeout
-from engine.lifecycle import bases, observe, pause, processes, recover, remove, resume, run, sessions, stop, transfer
+from engine.errors import Timeout, ToolMissing
+from engine.lifecycle import bases, observe, pause, processes, recover, remove, resume, run, sessions, stop
 from engine.lifecycle.pause import Mode
 from engine.lifecycle.root import Root, require
 from engine.model import (
     ENDED,
     Base,
+    Finding,
     ForkResult,
     Job,
     JobSpec,
@@ -64,6 +65,15 @@ class Engine:
     def close(self) -> None:
         """Give back the engine's descriptors; jobs run on."""
         self._root.catalog.close()
+
+    @staticmethod
+    def doctor(root: str | os.PathLike[str] | None = None) -> list[Finding]:
+        """What this host can do for serac, with a remedy for each thing missing. Needs no root rights, opens nothing."""
+        try:
+            program: Path | None = launch.program("serac-launch")
+        except ToolMissing:
+            program = None
+        return doctor.examine(Config.load(root), launch=program)
 
     # bases
 
@@ -177,11 +187,15 @@ class Engine:
         """Copy a file, a directory or a tar stream into a running job; see `engine.copy` for how names are chosen.
 
         Paths are strings, for their end counts: ``dir/.`` is the contents of ``dir``. Raises BadPath."""
+        from engine.lifecycle import transfer
+
         transfer.copy_in(self._root, self.job(ref), source, target)
 
     def copy_out(self, ref: str, source: str, target: str | BinaryIO) -> None:
         """Copy out of a job in any state but frozen, to a path or as a tar stream. No link in the job leads to the
         host."""
+        from engine.lifecycle import transfer
+
         transfer.copy_out(self._root, self.job(ref), source, target)
 
     def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:

@@ -132,14 +132,10 @@ def disconnect(config: Config, address: Address) -> None:
         _delete_link(address.interface)
 
 
-def release(config: Config, *, remaining: Iterable[Address]) -> None:
-    """Undo what all bridge jobs share, when none is ``remaining``. May be called again.
-
-    Another engine may have connected a job since the caller looked: its pair is seen, and nothing is undone.
-    """
-    if not any(True for _ in remaining):
-        with _locked() as held:
-            _uninstall(held, config)
+def release(config: Config) -> None:
+    """Undo what all bridge jobs of a root share, unless one of them still has its pair. May be called again."""
+    with _locked() as held:
+        _uninstall(held, config)
 
 
 def name_servers(config: Config) -> tuple[str, ...]:

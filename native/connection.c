@@ -174,15 +174,38 @@ static int peek(struct connection *connection, struct message *head) {
     return 1;
 }
 
+/* Exactly three descriptors or none; any other number is closed. */
+static void take_files(struct packet *packet, struct msghdr *whole) {
+    for (struct cmsghdr *part = CMSG_FIRSTHDR(whole); part; part = CMSG_NXTHDR(whole, part)) {
+        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        const int *files = (const int *)CMSG_DATA(part);
+        if (count == 3)
+            memcpy(packet->files, files, sizeof packet->files);
+        for (size_t at = 0; at < count && count != 3; at++)
+            close(files[at]);
+    }
+}
+
 static bool take(struct connection *connection, struct packet *packet, int flags) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof packet->files)];
+    } control;
     packet->payload = malloc(packet->head.length + 1);
     struct iovec parts[] = {{&packet->head, sizeof packet->head}, {packet->payload, packet->head.length}};
     struct msghdr whole = {.msg_iov = parts, .msg_iovlen = 2};
-    if (!packet->payload || recvmsg(connection->source.fd, &whole, flags | MSG_DONTWAIT) < 0) {
+    if (packet->head.type == M_START && connection->trusted) {
+        whole.msg_control = &control;
+        whole.msg_controllen = sizeof control;
+    }
+    if (!packet->payload || recvmsg(connection->source.fd, &whole, flags | MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0) {
         connection_fail(connection, errno, "packet");
         return false;
     }
     packet->payload[packet->head.length] = 0;
+    take_files(packet, &whole);
     return true;
 }
 
@@ -240,7 +263,7 @@ static void attached_message(struct connection *connection, const struct packet 
 }
 
 static void receive(struct connection *connection) {
-    struct packet packet = {0};
+    struct packet packet = {.files = {-1, -1, -1}};
     if (!peek(connection, &packet.head))
         return;
     bool feeding = connection->view && packet.head.type == M_INPUT;
@@ -251,6 +274,8 @@ static void receive(struct connection *connection) {
             control_message(connection, &packet);
     }
     free(packet.payload);
+    for (int at = 0; at < 3; at++)
+        close_at_exit(&packet.files[at]);
 }
 
 static void connection_ready(struct source *source, uint32_t events) {

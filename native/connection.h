@@ -36,6 +36,7 @@ struct connection {
 struct packet {
     struct message head;
     char *payload; /* head.length bytes and a NUL; may be stolen */
+    int files[3];  /* that came with M_START, or -1; may be stolen */
 };
 
 /* Takes the descriptor over; NULL without room. */

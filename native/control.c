@@ -116,6 +116,9 @@ static void start(struct connection *connection, struct packet *packet) {
     } else if (init_ending()) {
         spec_free(&spec);
         connection_error(connection, ESHUTDOWN, "job");
+    } else if (spec_lend(&spec, packet->files) < 0) {
+        spec_free(&spec);
+        connection_error(connection, EINVAL, what);
     } else if (session_start(connection, &spec, &what) < 0) {
         connection_error(connection, errno, what);
     }

@@ -1,7 +1,8 @@
 /* Files in and out of a job as a tar stream.  Both run inside the job: no path and no link can lead out of it.
  *
  *   pack PATH               writes PATH to standard output.  Entries are named by its last component, or `.` where that
- *                           is empty, `.` or `..`.  A symbolic link is followed only as PATH/ or PATH/.
+ *                           is empty, `.` or `..`.  A symbolic link is followed only as PATH/ or PATH/.  --one-file-system:
+ *                              of what is mounted below PATH only the empty directory
  *   unpack [--owner] PATH   reads a stream from standard input.  A directory PATH takes the entries in, anything else
  *                           becomes the stream's one top entry.  --owner: owners, set-id bits and capabilities are as
  *                           in the stream; without it all belongs to the caller

@@ -45,6 +45,8 @@ static unsigned links_used;
 static char *link_names;
 static size_t link_names_used, link_names_room;
 static bool shrank;
+static bool one_filesystem;
+static dev_t top_filesystem; /* 0: the top is not open yet */
 
 static int fail(void) {
     const char *why = strerror(errno);
@@ -268,6 +270,10 @@ static int pack_directory(int directory, const char *last) {
     memcpy(name + name_length++, "/", 2);
     if (put_header(&status, '5', "", fd) < 0)
         return -1;
+    if (!top_filesystem)
+        top_filesystem = status.st_dev;
+    if (one_filesystem && status.st_dev != top_filesystem)
+        return 0; /* something is mounted here: only the place is part of the tree */
     levels[depth++] = (struct level){.fd = steal_fd(&fd), .length = name_length};
     return 0;
 }
@@ -368,7 +374,8 @@ static int open_parent(const char *path, const char **last) {
     return open(parent, O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
-int pack(const char *path) {
+int pack(const char *path, bool one) {
+    one_filesystem = one;
     struct rlimit files;
     if (!getrlimit(RLIMIT_NOFILE, &files)) {
         files.rlim_cur = files.rlim_max; /* one for each level of the tree */

@@ -74,6 +74,8 @@
  *   stdin=1                  standard input is a pipe fed by this connection (else /dev/null); it is closed by
  *                            M_INPUT_END or when this connection ends
  *   keep=1                   comes back after a filesystem resume (detached and terminal sessions)
+ * Three descriptors that come with M_START (SCM_RIGHTS) are lent: they become a command's standard files, in place of
+ * pipes.  Such a session must have attach=1, has no log and no files in JOB/io, and ends with a pause.
  *
  * FILES that init keeps in /run/serac (JOB/io), each replaced by rename:
  *   N.spec                   the session's spec as it was received

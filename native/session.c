@@ -99,6 +99,8 @@ void session_status(const struct session *session, struct writer *writer, size_t
 }
 
 static void write_status(const struct session *session) {
+    if (session->spec.lent)
+        return;
     struct writer writer = {0};
     session_status(session, &writer, SIZE_MAX);
     if (!writer.failed)
@@ -139,7 +141,8 @@ static void end(struct session *session, int status) {
     } else {
         stream_drain(session);
         stream_close(session);
-        log_append(&session->log, M_EXIT, 0, outcome, session_outcome(session, outcome));
+        if (!session->spec.lent)
+            log_append(&session->log, M_EXIT, 0, outcome, session_outcome(session, outcome));
         write_status(session);
     }
     connections_changed(session);
@@ -233,6 +236,10 @@ void session_marked(struct session *session) {
 /* The process's own ends: two pipes and perhaps a third, or a terminal. */
 static int open_ends(struct session *session) {
     int pipe_out[2], pipe_in[2];
+    for (int at = 0; at < 3; at++)
+        session->ends[at] = steal_fd(&session->spec.files[at]);
+    if (session->spec.lent)
+        return 0;
     if (session->spec.terminal) {
         autoclose int slave = -1;
         int result = terminal_open(session->spec.rows, session->spec.columns, &session->output[0].fd, &slave);
@@ -270,6 +277,8 @@ static void refuse(struct session *session, int error, const char *what) {
 }
 
 static int open_up(struct session *session) {
+    if (session->spec.lent)
+        return 0;
     if (session->spec.terminal)
         return holder_start(session);
     log_open(&session->log, session->id, 2);
@@ -286,7 +295,8 @@ static void begin(struct session *session) {
     }
     close_ends(session);
     session->state = RUNNING;
-    iodir_rename(session_file(session->id, ".spec.new").text, session_file(session->id, ".spec").text);
+    if (!session->spec.lent)
+        iodir_rename(session_file(session->id, ".spec.new").text, session_file(session->id, ".spec").text);
     write_status(session);
     if (session->step < session->spec.steps.count && !session->spec.terminal)
         mark(session, 0);
@@ -331,7 +341,7 @@ static int start_process(struct session *session, const char **what) {
     int report[2];
     *what = "files";
     const struct spec *spec = &session->spec;
-    if (iodir_replace(session_file(session->id, ".spec.new").text, spec->payload, spec->size) < 0 ||
+    if ((!spec->lent && iodir_replace(session_file(session->id, ".spec.new").text, spec->payload, spec->size) < 0) ||
         open_ends(session) < 0 || pipe2(report, O_CLOEXEC) < 0)
         return -1;
     session->report = (struct source){.fd = report[0], .ready = report_ready};

@@ -1,5 +1,6 @@
 #include "spec.h"
 
+#include "cleanup.h"
 #include "iodir.h"
 #include "records.h"
 
@@ -133,7 +134,8 @@ static bool sound(const struct spec *spec) {
 }
 
 int spec_parse(struct spec *spec, char *payload, size_t size) {
-    *spec = (struct spec){.payload = payload, .size = size, .id = -1, .umask = -1, .uid = -1, .gid = -1};
+    *spec = (struct spec){
+        .payload = payload, .size = size, .id = -1, .umask = -1, .uid = -1, .gid = -1, .files = {-1, -1, -1}};
     struct reader reader = {payload, payload + size};
     char *key, *value;
     int result;
@@ -147,12 +149,22 @@ int spec_parse(struct spec *spec, char *payload, size_t size) {
     return sound(spec) ? 0 : wrong();
 }
 
+int spec_lend(struct spec *spec, int files[3]) {
+    spec->lent = files[0] >= 0;
+    for (int at = 0; at < 3; at++)
+        spec->files[at] = steal_fd(&files[at]);
+    bool plain = !spec->terminal && !spec->input && !spec->keep && spec->id != 0 && spec->argv.count > 0;
+    return !spec->lent || (plain && spec->attach) ? 0 : wrong();
+}
+
 void spec_free(struct spec *spec) {
+    for (int at = 0; at < 3; at++)
+        close_at_exit(&spec->files[at]);
     free(spec->argv.items);
     free(spec->env.items);
     free(spec->steps.items);
     free(spec->scripts.items);
     free(spec->done.items);
     free(spec->payload);
-    *spec = (struct spec){0};
+    *spec = (struct spec){.files = {-1, -1, -1}};
 }

@@ -22,11 +22,16 @@ struct spec {
     int64_t umask, uid, gid;                        /* -1: as init */
     uint16_t rows, columns;
     bool terminal, attach, input, keep;
+    bool lent;    /* its standard files are the starter's: no log, no files of its own, nothing outlives it */
+    int files[3]; /* those, until its process has them; else -1 */
 };
 
 /* Takes the payload over in any case.  -1 with errno when it is not a spec. */
 int spec_parse(struct spec *spec, char *payload, size_t size);
 void spec_free(struct spec *spec);
+
+/* Takes over the descriptors that came with the spec, if any.  -1 when it is not one that can be lent them. */
+int spec_lend(struct spec *spec, int files[3]);
 
 bool strings_add(struct strings *strings, char *item);
 bool strings_have(const struct strings *strings, const char *item);

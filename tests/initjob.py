@@ -59,6 +59,27 @@ class InitJob:
         return [pid for pid, name in self.children().items() if name == "serac-terminal"]
 
 
+def pause() -> None:
+    """Between two looks at what has no descriptor to wait for."""
+    select.select([], [], [], 0.005)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in whatever the main thread waits for."""
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"not done in {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def build(directory: Path, *flags: str) -> Path:
     """The sanitized program with other compiler flags."""
     source = Path(__file__).resolve().parents[1] / "native"
@@ -112,8 +133,7 @@ def _init(process: subprocess.Popen[bytes], program: Path) -> int:
             for child in children.read_text().split():
                 if os.readlink(f"/proc/{child}/exe") == os.fspath(program.resolve()):
                     return int(child)
-            # What it waits for has no descriptor: bash and unshare execute one after the other.
-            select.select([], [], [], 0.005)
+            pause()  # bash and unshare execute one after the other
     raise AssertionError(f"init didn't start: {process.poll()}")
 
 

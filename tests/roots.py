@@ -48,6 +48,8 @@ def engine(root_directory: Path, small_tree: Path) -> Iterator[Engine]:
     with Engine(root_directory, timeout=30) as engine:
         try:
             engine.base_build("small", DirSource(path=small_tree))
+            engine.run(JobSpec(base="small", name="first"))  # now the base is mounted, and stays so
+            engine.remove("first", force=True)
             yield engine
         finally:
             empty(engine)

@@ -3,63 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
-import json
 import os
 import shutil
 import stat
 import subprocess
-import tarfile
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rootfs import HOSTILE, forge, listing, planted
 
 from engine import base
-from engine.base import DebianSource, DirSource, OciSource, TarSource, debian, skeleton
-from engine.errors import Damaged, InvalidInput, Timeout, ToolFailed
-
-Snapshot = dict[str, tuple[object, ...]]
-
-
-def listing(tree: Path) -> Snapshot:
-    """What must survive the way into a tree, by path."""
-    return {str(path.relative_to(tree)): facts(path) for path in [tree, *tree.rglob("*")]}
-
-
-def facts(path: Path) -> tuple[object, ...]:
-    status = path.lstat()
-    names = sorted(os.listxattr(path, follow_symlinks=False))
-    xattrs = tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in names)
-    content: object = None
-    if stat.S_ISREG(status.st_mode):
-        content = path.read_bytes()
-    elif stat.S_ISLNK(status.st_mode):
-        content = os.readlink(path)
-    links = 0 if stat.S_ISDIR(status.st_mode) else status.st_nlink
-    return (status.st_mode, status.st_uid, status.st_gid, links, status.st_mtime_ns, xattrs, content)
+from engine.base import DebianSource, DirSource, TarSource, debian, skeleton
+from engine.errors import InvalidInput, ToolFailed
 
 
 @pytest.fixture
 def rootfs(tmp_path: Path) -> Path:
-    """A small root filesystem with something of everything."""
-    tree = tmp_path / "rootfs"
-    (tree / "etc").mkdir(parents=True)
-    (tree / "bin").mkdir()
-    (tree / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
-    (tree / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
-    (tree / "bin/su").write_bytes(b"\x7fELF" + bytes(5000))
-    os.chown(tree / "bin/su", 12, 70_000)
-    (tree / "bin/su").chmod(0o4751)
-    os.setxattr(tree / "bin/su", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
-    os.setxattr(tree / "etc", "user.note", b"kept")
-    os.setxattr(tree / "etc", "trusted.note", b"kept")
-    os.link(tree / "bin/su", tree / "bin/sudo")
-    os.symlink("/bin/su", tree / "bin/absolute")
-    (tree / os.fsdecode(b"caf\xe9")).touch()
-    tree.chmod(0o751)
-    return tree
+    return planted(tmp_path / "rootfs")
 
 
 def pack(tree: Path, archive: Path, *options: str) -> Path:
@@ -87,55 +50,6 @@ def test_a_stream(rootfs: Path, tmp_path: Path) -> None:
         assert process.stdout is not None
         base.unpack_stream(process.stdout.fileno(), tmp_path / "tree")
     assert listing(tmp_path / "tree") == listing(rootfs)
-
-
-Member = tuple[str, bytes, str]
-"""name, tarfile type, and what it links to, or its content"""
-
-HOSTILE: dict[str, list[Member]] = {
-    "dots": [("../../outside/new", tarfile.REGTYPE, "evil")],
-    "dots inside": [("a/../../../outside/new", tarfile.REGTYPE, "evil")],
-    "absolute": [("{outside}/new", tarfile.REGTYPE, "evil")],
-    "link, then through it": [("d", tarfile.SYMTYPE, "{outside}"), ("d/new", tarfile.REGTYPE, "evil")],
-    "relative link, then through it": [
-        ("d", tarfile.SYMTYPE, "../../outside"),
-        ("d/victim", tarfile.REGTYPE, "evil"),
-    ],
-    "two links": [
-        ("a", tarfile.DIRTYPE, ""),
-        ("a/b", tarfile.SYMTYPE, ".."),
-        ("c", tarfile.SYMTYPE, "a/b/../../outside"),
-        ("c/new", tarfile.REGTYPE, "evil"),
-    ],
-    "link over a directory, its mode set later": [
-        ("d", tarfile.DIRTYPE, ""),
-        ("d", tarfile.SYMTYPE, "{outside}"),
-        ("d", tarfile.DIRTYPE, ""),
-    ],
-    "link over a file": [
-        ("f", tarfile.SYMTYPE, "{outside}/victim"),
-        ("f", tarfile.REGTYPE, "evil"),
-    ],
-    "hard link out": [("h", tarfile.LNKTYPE, "{outside}/victim"), ("h", tarfile.REGTYPE, "evil")],
-    "hard link up": [("h", tarfile.LNKTYPE, "../../outside/victim"), ("h", tarfile.REGTYPE, "evil")],
-    "hard link through a link": [
-        ("s", tarfile.SYMTYPE, "{outside}"),
-        ("h", tarfile.LNKTYPE, "s/victim"),
-        ("h", tarfile.REGTYPE, "evil"),
-    ],
-}
-
-
-def forge(path: Path, members: list[Member], outside: Path) -> Path:
-    """A tar file that tar itself wouldn't write."""
-    with tarfile.open(path, "w") as archive:
-        for name, kind, value in members:
-            info = tarfile.TarInfo(name.format(outside=outside))
-            info.type, info.mode, text = kind, 0o777, value.format(outside=outside)
-            content = text.encode() if kind == tarfile.REGTYPE else b""
-            info.linkname, info.size = ("" if content else text), len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 @pytest.mark.root
@@ -205,157 +119,6 @@ def test_a_tree_must_be_empty(tmp_path: Path) -> None:
     (tmp_path / "tree/file").touch()
     with pytest.raises(InvalidInput, match="is not empty"):
         base.unpack(DirSource(path=tmp_path), tmp_path / "tree")
-
-
-# OCI image layouts, made by umoci and then changed by hand
-
-
-@pytest.fixture
-def layout(rootfs: Path, tmp_path: Path) -> Path:
-    """An image with two layers, the second of which removes a file, and an environment."""
-    path, bundle = tmp_path / "layout", tmp_path / "bundle"
-    umoci("init", f"--layout={path}")
-    umoci("new", f"--image={path}:v1")
-    umoci("unpack", f"--image={path}:v1", bundle)
-    shutil.rmtree(bundle / "rootfs")
-    subprocess.run(["cp", "-a", rootfs, bundle / "rootfs"], check=True)
-    (bundle / "rootfs/etc/gone").touch()
-    umoci("repack", f"--image={path}:v1", bundle)
-    shutil.rmtree(bundle)
-    umoci("unpack", f"--image={path}:v1", bundle)
-    (bundle / "rootfs/etc/gone").unlink()
-    (bundle / "rootfs/etc/new").write_text("second layer")
-    umoci("repack", f"--image={path}:v1", bundle)
-    umoci("config", f"--image={path}:v1", "--config.env=LANG=C.UTF-8", "--config.env=ODD=a=b c")
-    return path
-
-
-def umoci(*arguments: str | Path) -> None:
-    subprocess.run(["umoci", *arguments], check=True, capture_output=True)
-
-
-def index(layout: Path) -> dict[str, list[dict[str, object]]]:
-    return dict(json.loads((layout / "index.json").read_text()))
-
-
-@pytest.mark.root
-def test_an_image_layout(layout: Path, tmp_path: Path) -> None:
-    before = listing(layout)
-    env = base.unpack(OciSource(path=layout, tag="v1"), tmp_path / "tree")
-    assert env.items() >= {"LANG": "C.UTF-8", "ODD": "a=b c"}.items()
-    assert (tmp_path / "tree/etc/new").read_text() == "second layer"
-    assert not (tmp_path / "tree/etc/gone").exists()
-    assert (tmp_path / "tree/bin/su").stat().st_ino == (tmp_path / "tree/bin/sudo").stat().st_ino
-    assert os.readlink(tmp_path / "tree/bin/absolute") == "/bin/su"
-    assert listing(layout) == before
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
-
-
-@pytest.mark.root
-def test_an_image_without_a_tag_is_the_latest(layout: Path, tmp_path: Path) -> None:
-    changed = index(layout)
-    del changed["manifests"][0]["annotations"]
-    (layout / "index.json").write_text(json.dumps(changed))
-    base.unpack(OciSource(path=layout), tmp_path / "tree")
-    assert (tmp_path / "tree/etc/new").exists()
-
-
-def add_blob(layout: Path, content: bytes) -> dict[str, object]:
-    digest = hashlib.sha256(content).hexdigest()
-    (layout / "blobs/sha256" / digest).write_bytes(content)
-    return {"digest": f"sha256:{digest}", "size": len(content)}
-
-
-@pytest.mark.root
-def test_an_image_for_several_platforms(layout: Path, tmp_path: Path) -> None:
-    manifest = index(layout)["manifests"][0] | {"annotations": {}}
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
-    variants = [
-        manifest | {"digest": "sha256:" + "0" * 64, "platform": {"architecture": "s390x", "os": "linux"}},
-        manifest | {"platform": {"architecture": machine, "os": "linux"}},
-    ]
-    kind = "application/vnd.oci.image.index.v1+json"
-    for known in (variants, variants[:1]):
-        nested = add_blob(layout, json.dumps({"schemaVersion": 2, "manifests": known}).encode())
-        tagged = nested | {"mediaType": kind, "annotations": {"org.opencontainers.image.ref.name": "latest"}}
-        (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [tagged]}))
-        if known is variants:
-            base.unpack(OciSource(path=layout), tmp_path / "tree")
-            assert (tmp_path / "tree/etc/new").exists()
-    with pytest.raises(InvalidInput, match=f"no variant for linux/{machine}"):
-        base.unpack(OciSource(path=layout), tmp_path / "tree2")
-
-
-@pytest.mark.root
-def test_a_wrong_tag_names_the_right_ones(layout: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="no image tagged v2") as caught:
-        base.unpack(OciSource(path=layout, tag="v2"), tmp_path / "tree")
-    assert caught.value.hint == "its tags: v1"
-
-
-def test_what_is_no_layout(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="no OCI image layout"):
-        base.unpack(OciSource(path=tmp_path), tmp_path / "tree")
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_layer_cannot_leave_the_tree(tmp_path: Path, name: str) -> None:
-    outside, path = tmp_path / "outside", tmp_path / "layout"
-    outside.mkdir(mode=0o700)
-    (outside / "victim").write_text("good")
-    (tmp_path / "in").mkdir()
-    before = listing(outside)
-    umoci("init", f"--layout={path}")
-    umoci("new", f"--image={path}:latest")
-    umoci("raw", "add-layer", f"--image={path}:latest", forge(tmp_path / "layer.tar", HOSTILE[name], outside))
-    with contextlib.suppress(ToolFailed):
-        base.unpack(OciSource(path=path), tmp_path / "in/tree")
-    assert listing(outside) == before
-    assert sorted(os.listdir(tmp_path)) == ["in", "layer.tar", "layout", "outside"]
-    assert os.listdir(tmp_path / "in") in (["tree"], [])
-
-
-def spoil_index(layout: Path) -> None:
-    (layout / "index.json").write_text('{"manifests": 7}')
-
-
-def spoil_manifest(layout: Path) -> None:
-    spoil(layout, str(index(layout)["manifests"][0]["digest"]))
-
-
-def spoil_layer(layout: Path) -> None:
-    manifest = json.loads(blob(layout, str(index(layout)["manifests"][0]["digest"])).read_bytes())
-    spoil(layout, manifest["layers"][0]["digest"])
-
-
-def spoil_digest(layout: Path) -> None:
-    changed = index(layout)
-    changed["manifests"][0]["digest"] = "sha256:../../../../etc/passwd"
-    (layout / "index.json").write_text(json.dumps(changed))
-
-
-def remove_manifest(layout: Path) -> None:
-    blob(layout, str(index(layout)["manifests"][0]["digest"])).unlink()
-
-
-def blob(layout: Path, digest: str) -> Path:
-    return layout / "blobs" / digest.replace(":", "/")
-
-
-def spoil(layout: Path, digest: str) -> None:
-    content = bytearray(blob(layout, digest).read_bytes())
-    content[len(content) // 2] ^= 1
-    blob(layout, digest).chmod(0o644)
-    blob(layout, digest).write_bytes(content)
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("change", [spoil_index, spoil_manifest, spoil_digest, remove_manifest, spoil_layer])
-def test_a_damaged_layout(layout: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
-    change(layout)
-    with pytest.raises(ToolFailed if change is spoil_layer else Damaged):
-        base.unpack(OciSource(path=layout, tag="v1"), tmp_path / "tree")
 
 
 # What every tree becomes
@@ -512,15 +275,40 @@ def test_a_debian_base(tmp_path: Path) -> None:
     assert version.stdout.startswith("git version")
 
 
+BUILD = """
+import sys
+from pathlib import Path
+from engine import base
+base.unpack(base.DebianSource(suite="bookworm"), Path(sys.argv[1]))
+"""
+
+
+def until(true: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.root
 @pytest.mark.slow
-def test_a_build_that_is_ended_halfway_leaves_no_mount(tmp_path: Path) -> None:
-    """Ended as soon as dpkg is configuring, when /proc and others are mounted in the tree."""
+def test_a_build_that_is_killed_halfway_leaves_neither_mounts_nor_processes(tmp_path: Path) -> None:
+    """Killed when dpkg has begun, so that /proc and others are mounted for its scripts."""
     tree = tmp_path / "tree"
-    with pytest.raises(Timeout):
-        base.unpack(DebianSource(suite="bookworm"), tree, timeout=11)
-    assert (tree / "var/lib/dpkg/status").stat().st_size > 0
+    status = tree / "var/lib/dpkg/status"
+    command = [sys.executable, "-c", BUILD, str(tree)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as process:
+        until(lambda: status.exists() and status.stat().st_size > 0, 120)
+        process.kill()
+    until(lambda: not any(str(tree).encode() in text for text in command_lines()), 10)
+    assert str(tree) not in Path("/proc/self/mountinfo").read_text()
     shutil.rmtree(tree)
+
+
+def command_lines() -> Iterator[bytes]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield path.read_bytes()
 
 
 @pytest.mark.root

@@ -275,11 +275,9 @@ def test_terminal_knows_its_size_and_follows_it(serac: Command, up: str) -> None
     with Terminal(serac.root, "exec", "-t", up, "--", "sh", rows=33, columns=111) as user:
         user.type("stty size\r")
         user.expect("33 111")
-        user.type("trap 'stty size' WINCH; echo rea''dy\r")
-        user.expect("ready")
         user.resize(44, 122)
-        user.type("\r")
-        user.expect("44 122")
+        user.type("until stty size | grep -qx '44 122'; do sleep 0.05; done; echo follo''wed\r")
+        user.expect("followed")
         user.type("exit 9\r")
         assert user.wait() == 9
 
@@ -337,7 +335,19 @@ def test_end_of_input_at_a_terminal_without_tty(serac: Command, up: str) -> None
         assert user.wait() == 0
 
 
-def test_terminal_input_from_a_pipe(serac: Command, up: str) -> None:
-    done = serac("exec", "-t", up, "--", "sh", given=b"echo $((40 + 2))\n")
-    assert done.returncode == 0
-    assert b"42" in done.stdout
+@pytest.mark.parametrize("words", [["exec", "-t", "up", "--", "sh"], ["run", "-t", "--", "sh"]], ids=str)
+def test_tty_wants_a_terminal(serac: Command, up: str, words: list[str]) -> None:
+    status, lines = serac.error(*words)
+    assert (status, lines[0]) == (200, "serac: --tty needs a terminal on standard input")
+
+
+def test_attach_without_a_terminal_only_looks(serac: Command, up: str) -> None:
+    number = serac.good("exec", "-t", "-d", up, "--", "sh", "-c", "echo hello; until test -e /go; do sleep 0.05; done")
+    process = subprocess.Popen(
+        serac.words("attach", up, number.strip()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hello\r\n"
+        serac.good("exec", up, "--", "touch", "/go")
+        assert process.wait(30) == 0

@@ -163,7 +163,7 @@ class Jobs:
     def disconnect(self, address: Address) -> None:
         network.disconnect(self.config, address)
         self.addresses.remove(address)
-        network.release(self.config, remaining=self.addresses)
+        network.release(self.config)
 
 
 @pytest.fixture
@@ -282,15 +282,15 @@ def test_a_dead_jobs_address_serves_at_once_again(jobs: Jobs) -> None:
             again.configure(address)
     network.disconnect(config, address)
     network.disconnect(config, address)
-    network.release(config, remaining=[])
-    network.release(config, remaining=[])
+    network.release(config)
+    network.release(config)
 
 
 @pytest.mark.root
 def test_what_is_shared_stays_until_the_last_job_is_gone(jobs: Jobs) -> None:
     _, first = jobs.start()
     _, second = jobs.start()
-    network.release(jobs.config, remaining=[])
+    network.release(jobs.config)
     assert network._table(jobs.config) in tables()
     jobs.disconnect(first)
     assert network._table(jobs.config) in tables()
@@ -337,7 +337,7 @@ def test_many_at_once(unchanged: None) -> None:
             network.disconnect(config, address)
             with lock:
                 taken.remove(address)
-            network.release(config, remaining=taken)
+            network.release(config)
 
     with ThreadPoolExecutor(6) as pool:
         for ended in [pool.submit(live) for _ in range(6)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def unpack(source: DebianSource, tree: Path, *, timeout: float | None) -> None:
     lines = _sources(source.suite, _mirrors())
     # The directories above are root's alone, and apt's own unprivileged account couldn't get through.
     options.append('--aptopt=APT::Sandbox::User "root"')
-    argv = [
+    argv: list[str | os.PathLike[str]] = [
         *_CONTAINED,
         tools.find("mmdebstrap").path,
         "--mode=root",

@@ -46,7 +46,9 @@ HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
 def prepare(tree: Path) -> None:
-    """Make a root filesystem ready to be a base. Raises InvalidInput when one of the directories is something else."""
+    """Make a root filesystem ready to be a base. Raises InvalidInput when one of the directories is something else.
+
+    What it adds bears no date, and directories keep theirs: the same tree gives the same base on any day."""
     try:
         _remove_devices(tree)
         for path, mode in DIRECTORIES.items():
@@ -67,14 +69,16 @@ def _remove_devices(tree: Path) -> None:
 
 @contextlib.contextmanager
 def _directory(tree: Path, path: str) -> Iterator[int]:
-    """A descriptor of a directory in the tree that is reached through directories only."""
+    """A descriptor of a directory in the tree that is reached through directories only; its times stay."""
     fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name in filter(None, path.split("/")):
             below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             os.close(fd)
             fd = below
+        before = os.fstat(fd)
         yield fd
+        os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
     finally:
         os.close(fd)
 
@@ -88,6 +92,11 @@ def _make_directory(parent: int, path: str, mode: int) -> None:
             raise InvalidInput(f"/{path} in the base is not a directory", hint="make it one in the source") from error
     else:
         os.chmod(name, mode, dir_fd=parent)
+        _undate(parent, name)
+
+
+def _undate(parent: int, name: str) -> None:
+    os.utime(name, (0, 0), dir_fd=parent, follow_symlinks=False)
 
 
 def _fill_dev(dev: int) -> None:
@@ -95,9 +104,11 @@ def _fill_dev(dev: int) -> None:
         _clear(dev, name)
         os.mknod(name, stat.S_IFCHR, os.makedev(*device), dir_fd=dev)
         os.chmod(name, 0o666, dir_fd=dev)
+        _undate(dev, name)
     for name, target in LINKS.items():
         _clear(dev, name)
         os.symlink(target, name, dir_fd=dev)
+        _undate(dev, name)
 
 
 def _fill_etc(etc: int) -> None:
@@ -121,3 +132,4 @@ def _write(parent: int, name: str, content: bytes, mode: int) -> None:
     with open(fd, "wb") as file:
         os.fchmod(fd, mode)
         file.write(content)
+    _undate(parent, name)

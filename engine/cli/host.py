@@ -27,10 +27,9 @@ def add(verbs: Verbs) -> None:
 
 
 def doctor(args: Namespace, out: Output) -> int:
-    from engine.config import Config
-    from engine.doctor import examine
+    from engine import Engine
 
-    findings = examine(Config.load(args.root))
+    findings = Engine.doctor(args.root)
     marks = ["ok" if finding.ok else "missing" if finding.required else "absent" for finding in findings]
     rows = ((mark, finding.name, _found(finding)) for mark, finding in zip(marks, findings, strict=True))
     out.table(findings, ("STATE", "WHAT", "FOUND"), rows)

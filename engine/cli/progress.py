@@ -10,20 +10,17 @@ from engine.cli.text import printable
 
 
 class Progress:
-    """What a long verb shows of itself: a bar where standard error is a terminal, else a line for each new thing.
+    """Bars on standard error where that is a terminal, else nothing.
 
     It is called with (what is done, how much is done, of how much); a total of 0 means that nobody knows.
     """
 
     def __init__(self, out: Output) -> None:
-        self._out = out
-        self._bars: Any = None
+        self._bars = _bars(sys.stderr) if sys.stderr.isatty() and not out.json else None
         self._tasks: dict[str, Any] = {}
-        self._bar = sys.stderr.isatty() and not out.json
 
     def __enter__(self) -> Progress:
-        if self._bar:
-            self._bars = _bars(sys.stderr)
+        if self._bars is not None:
             self._bars.start()
         return self
 
@@ -32,20 +29,13 @@ class Progress:
             self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self._begin(what)
-        if self._bars is not None:
-            self._bars.update(self._tasks[what], completed=done, total=total or None)
-
-    def _begin(self, what: str) -> None:
         if self._bars is None:
-            self._tasks[what] = None
-            if not self._out.json:
-                self._out.note(what)
             return
-        for task in self._tasks.values():
-            self._bars.stop_task(task)
-        self._tasks[what] = self._bars.add_task(printable(what), total=None)
+        if what not in self._tasks:
+            for task in self._tasks.values():
+                self._bars.stop_task(task)
+            self._tasks[what] = self._bars.add_task(printable(what), total=None)
+        self._bars.update(self._tasks[what], completed=done, total=total or None)
 
 
 def _bars(stream: IO[str]) -> Any:

@@ -23,8 +23,6 @@ from engine.errors import from_os
 from engine.session import Connection, Event, Exit
 
 CHUNK = 32 << 10
-END_OF_INPUT = b"\x04"
-"""What a terminal's line discipline takes for the end of a file."""
 
 RAW_SIGNALS = (signal.SIGWINCH, signal.SIGCONT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PLAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -41,9 +39,9 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
-    """How to show a session. ``tty``: the session has a terminal; ``input``: standard input goes to it."""
+    """How to show a session. ``raw``: our terminal becomes its terminal; ``input``: standard input goes to it."""
 
-    tty: bool = False
+    raw: bool = False
     input: bool = False
     keys: bytes = terminal.DETACH_KEYS
     remark: Callable[[str], None]
@@ -53,12 +51,11 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 def relay(connection: Connection, show: Callable[[Event], None], wishes: Wishes) -> Exit | Detached | Lost:
     """Show a session until it ends or the user leaves. The terminal and the signal handlers are put back."""
     with contextlib.ExitStack() as stack:
-        raw = wishes.tty and wishes.input and os.isatty(0)
-        signals = stack.enter_context(terminal.caught(RAW_SIGNALS if raw else PLAIN_SIGNALS))
+        signals = stack.enter_context(terminal.caught(RAW_SIGNALS if wishes.raw else PLAIN_SIGNALS))
         poll = stack.enter_context(selectors.PollSelector())
-        if raw:
+        if wishes.raw:
             stack.enter_context(terminal.raw(0))
-        return _Relay(connection, show, wishes, poll, raw=raw).run(signals)
+        return _Relay(connection, show, wishes, poll).run(signals)
 
 
 class _Relay:
@@ -68,15 +65,12 @@ class _Relay:
         show: Callable[[Event], None],
         wishes: Wishes,
         poll: selectors.BaseSelector,
-        *,
-        raw: bool,
     ) -> None:
         self._connection = connection
         self._show = show
         self._wishes = wishes
         self._poll = poll
-        self._raw = raw
-        self._keys = terminal.DetachKeys(wishes.keys if raw else b"")
+        self._keys = terminal.DetachKeys(wishes.keys if wishes.raw else b"")
         self._pending = b""
         self._forwarded = False
         self._exit: Exit | None = None
@@ -87,7 +81,7 @@ class _Relay:
         self._poll.register(signals, selectors.EVENT_READ, lambda _: self._signals(signals))
         if self._wishes.input:
             self._poll.register(0, selectors.EVENT_READ, lambda _: self._read())
-        if self._raw:
+        if self._wishes.raw:
             self._connection.resize(*terminal.size(0))
         while self._ending is None:
             for key, mask in self._poll.select():
@@ -116,7 +110,7 @@ class _Relay:
         typed = _typed()
         if not typed:
             self._poll.unregister(0)
-            self._end_input()
+            self._connection.close_input()
             return
         self._pending, leave = self._keys.feed(typed)
         if leave:
@@ -131,15 +125,9 @@ class _Relay:
         self._poll.modify(self._connection, selectors.EVENT_READ, self._exchange)
         self._poll.register(0, selectors.EVENT_READ, lambda _: self._read())
 
-    def _end_input(self) -> None:
-        if self._wishes.tty:
-            self._connection.send(END_OF_INPUT)
-        else:
-            self._connection.close_input()
-
     def _signals(self, descriptor: int) -> None:
         for number in os.read(descriptor, 64):
-            if self._raw:
+            if self._wishes.raw:
                 self._raw_signal(number)
             else:
                 self._plain_signal(number)

@@ -72,8 +72,8 @@ def _add_how(parser: Parser) -> None:
 
 
 def run(args: Namespace, out: Output) -> int:
-    if args.tty and out.json and not args.detach:
-        raise InvalidInput("a terminal's output is no JSON", hint="leave out --tty or --json, or add --detach")
+    if args.tty and not args.detach:
+        session.check_terminal(out)
     if args.step and args.command:
         raise InvalidInput("a job has steps or a command, not both", hint="make the command the last step")
     with open_engine(args) as engine:

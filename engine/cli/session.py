@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def _add_exec(verbs: Verbs) -> None:
 
 def _add_attach(verbs: Verbs) -> None:
     parser = verbs.add(
-        "attach", attach, "look at a running session, and type where it has a terminal",
+        "attach", attach, "look at a running session, and type if it has a terminal",
         more="Begins with the last of what it wrote. Several can be attached at once; ctrl-p ctrl-q leaves.",
         examples="serac attach build\nserac attach build 2",
     )  # fmt: skip
@@ -83,11 +84,19 @@ def add_detach_keys(parser: Parser) -> None:
     )  # fmt: skip
 
 
+def check_terminal(out: Output) -> None:
+    """Raises InvalidInput where a session's terminal can't be shown."""
+    if out.json:
+        raise InvalidInput("a terminal's output is no JSON", hint="leave out --tty or --json, or add --detach")
+    if not os.isatty(0):
+        raise InvalidInput("--tty needs a terminal on standard input", hint="leave it out, or add --detach")
+
+
 def execute(args: Namespace, out: Output) -> int:
     if not args.command:
         raise InvalidInput("no command to run", hint="serac exec JOB -- CMD [ARG ...]")
-    if args.tty and out.json and not args.detach:
-        raise InvalidInput("a terminal's output is no JSON", hint="leave out --tty or --json")
+    if args.tty and not args.detach:
+        check_terminal(out)
     with open_engine(args) as engine:
         job = engine.job(args.job)
         spec = _spec(args)
@@ -96,7 +105,7 @@ def execute(args: Namespace, out: Output) -> int:
             out.value(status, str(status.id))
             return 0
         connection = engine.exec(job.id, spec, stdin=not args.tty)
-        return watch(engine, job, connection, args, out, tty=args.tty, feed=True)
+        return watch(engine, job, connection, args, out, raw=args.tty, feed=True)
 
 
 def _spec(args: Namespace) -> SessionSpec:
@@ -113,10 +122,8 @@ def attach(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
         job = engine.job(args.job)
         connection = engine.attach(job.id, args.session)
-        if connection.tty and out.json:
-            connection.close()
-            raise InvalidInput("a terminal's output is no JSON", hint="leave out --json, or use `serac logs`")
-        return watch(engine, job, connection, args, out, tty=connection.tty, feed=connection.tty)
+        raw = connection.tty and os.isatty(0) and not out.json
+        return watch(engine, job, connection, args, out, raw=raw, feed=raw)
 
 
 def logs(args: Namespace, out: Output) -> int:
@@ -136,14 +143,14 @@ def stay(engine: Engine, job: Job, args: Namespace, out: Output) -> int:
         connection = engine.attach(job.id, offset=0)
     except (WrongState, NotFound):
         return _finish(engine, job, View(out, 0))
-    return watch(engine, job, connection, args, out, tty=job.spec.tty, feed=job.spec.tty)
+    return watch(engine, job, connection, args, out, raw=job.spec.tty, feed=job.spec.tty)
 
 
 def watch(
-    engine: Engine, job: Job, connection: Connection, args: Namespace, out: Output, *, tty: bool, feed: bool
+    engine: Engine, job: Job, connection: Connection, args: Namespace, out: Output, *, raw: bool, feed: bool
 ) -> int:
     """Stay with a session to its end; the exit status is the session's. Raises what is the matter if it has none."""
-    wishes = Wishes(tty=tty, input=feed, keys=args.detach_keys, remark=out.note)
+    wishes = Wishes(raw=raw, input=feed, keys=args.detach_keys, remark=out.note)
     view = View(out, connection.session)
     with connection:
         ending = relay(connection, view.show, wishes)

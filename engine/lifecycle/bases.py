@@ -13,20 +13,16 @@ Removal: 1 COMMIT: the row and its tags go; 2 unmount; 3 the bytes go. Killed af
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
-from engine import archive, base, cgroup, launch, layers, store
+from engine import archive, base, store
 from engine.base import Source
-from engine.errors import BadPath, Damaged, InUse, InvalidInput, from_os
+from engine.errors import InUse, InvalidInput, from_os
 from engine.lifecycle import chains, mounting
 from engine.lifecycle.root import Root, now
-from engine.model import Base, Limits, Snapshot, SnapshotSource, Warmth
+from engine.model import Base, Snapshot, SnapshotSource, Warmth
 from engine.steps import step
 
 Progress = Callable[[str, int, int], None]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine import cgroup, launch, layers, store
-from engine.errors import BadPath
+from engine.errors import BadPath, SeracError
 from engine.launch import LaunchSpec
 from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
@@ -23,8 +23,7 @@ _PROBLEM_MAX = 4096
 
 @contextlib.contextmanager
 def packed(root: Root, base: str, chain: Sequence[str], path: str, scratch: Path) -> Iterator[BinaryIO]:
-    """A tar stream of ``path`` on a chain, in the host's ids. Raises BadPath, when it was read to its end and the packer
-    had failed."""
+    """A tar stream of ``path`` on a chain, in the host's ids. What went wrong in the packer is what is raised."""
     with contextlib.ExitStack() as stack:
         group = root.group(store.new_id(), Limits())
         cgroup.create(root.host, group, Limits())
@@ -36,11 +35,17 @@ def packed(root: Root, base: str, chain: Sequence[str], path: str, scratch: Path
         with open(writing, "wb", buffering=0) as output:
             spec = _spec(root, group, base, chain, path, scratch, output.fileno(), problems.fileno())
             launch.launch(spec, timeout=root.timeout)
-        yield stream  # type: ignore[misc]
+        failure = None
+        try:
+            yield stream
+        except SeracError as error:
+            failure = error
         problems.seek(0)
-        said = problems.read(_PROBLEM_MAX).decode(errors="replace").strip()
+        said = problems.read(_PROBLEM_MAX).decode(errors="replace").splitlines()
         if said:
-            raise BadPath(said)
+            raise BadPath(said[0]) from failure
+        if failure is not None:
+            raise failure
 
 
 def _spec(

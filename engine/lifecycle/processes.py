@@ -22,7 +22,7 @@ from engine.kernel import process
 from engine.launch import IO_INSIDE, LaunchSpec
 from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
-from engine.model import ENDED, Address, Job, JobState, SessionSpec
+from engine.model import Address, Job, SessionSpec
 from engine.steps import step
 
 RLIMITS = {"nofile": 65536, "memlock": 8 << 20, "core": 0}
@@ -149,13 +149,13 @@ def take_down(root: Root, job: Job) -> None:
 
 def _disconnect(root: Root, address: Address) -> None:
     network.disconnect(root.config, address)
-    network.release(root.config, remaining=())
+    network.release(root.config)
 
 
 def release_network(root: Root) -> None:
     """Take away what a killed engine may have left of the bridge network, when no job uses it."""
     if network.STATE.exists():
-        network.release(root.config, remaining=())
+        network.release(root.config)
 
 
 def alive(root: Root, job: Job) -> bool:

@@ -1,8 +1,8 @@
 """cp, both ways: a tar stream through a pipe whose other end is a packer or an unpacker in the job's own sandbox.
 
-In a running job that is a session of its own, which is given the pipe itself, so that nothing of the stream passes
-through init or the logs. Out of a job that doesn't run it is a packer over its chain (`engine.lifecycle.chains`).
-Nothing is committed here; a copy that is killed leaves what it had written on the receiving side."""
+In a running job that is a session which is lent the pipe itself, so that nothing of the stream passes through init or
+a log. Out of a job that doesn't run it is a packer over its chain (`engine.lifecycle.chains`). Nothing is committed
+here; a copy that is killed leaves what it had written on the receiving side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from engine import copy, session
@@ -18,7 +17,7 @@ from engine.errors import BadPath, SeracError
 from engine.lifecycle import chains, processes
 from engine.lifecycle.root import Root, require
 from engine.model import Job, JobState, SessionSpec
-from engine.session import Exit
+from engine.session import Connection, Exit
 
 _PROBLEM_MAX = 4096
 
@@ -37,7 +36,7 @@ def copy_out(root: Root, job: Job, source: str, target: str | BinaryIO) -> None:
     """``target``: a path of the host, or where a tar stream goes. Raises BadPath."""
     with _packed(root, job, source) as stream:
         if isinstance(target, str):
-            copy.unpack_host(stream, target)
+            copy.unpack_host(stream, target, outward_links=True)
         else:
             shutil.copyfileobj(stream, target)
 
@@ -56,29 +55,45 @@ def _packed(root: Root, job: Job, source: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _worker(root: Root, job: Job, arguments: tuple[str, ...], *, feed: bool) -> Iterator[BinaryIO]:
-    """The host's end of the worker's input (``feed``) or output. What went wrong in the worker is what is raised."""
+    """The host's end of the worker's input (``feed``) or output; what went wrong in the worker is what is raised."""
     with contextlib.ExitStack() as stack:
-        reading, writing = os.pipe()
-        ours, theirs = (writing, reading) if feed else (reading, writing)
-        stream = stack.enter_context(open(ours, "wb" if feed else "rb"))
-        problems_end, problems = os.pipe()
-        said = stack.enter_context(open(problems_end, "rb", buffering=0))
-        with open(theirs, "rb" if not feed else "rb", buffering=0), open(problems, "wb", buffering=0):
-            connection = stack.enter_context(session.connect(root.io(job.id), timeout=root.timeout))
-            spec = SessionSpec(argv=(processes.init_program(root, job), *arguments), workdir="/")
-            descriptors = (theirs if feed else None, None if feed else theirs, problems)
-            connection.start(spec, attach=True, descriptors=descriptors)
+        ours, theirs = _pipe(stack, feed=feed)
+        said, problems = _pipe(stack, feed=False)
+        spec = SessionSpec(argv=(processes.init_program(root, job), *arguments), workdir="/")
+        connection = stack.enter_context(session.connect(root.io(job.id), timeout=root.timeout))
+        # It gets the one pipe for both: the packer reads nothing, the unpacker says nothing.
+        connection.start(spec, attach=True, lend=(theirs.fileno(), theirs.fileno(), problems.fileno()))
+        theirs.close()
+        problems.close()
         failure = None
         try:
-            yield stream  # type: ignore[misc]
-            stream.close()
+            yield ours
+            ours.close()
         except (SeracError, BrokenPipeError) as error:
             failure = error
-        with contextlib.suppress(BrokenPipeError):
-            stream.close()
-        status = next((event.status for event in connection.events() if isinstance(event, Exit)), None)
-        if status != 0:
-            lines = said.read(_PROBLEM_MAX).decode(errors="replace").strip().splitlines() or ["the copy was killed"]
-            raise BadPath(lines[0]) from failure
-        if failure is not None:
-            raise failure
+            with contextlib.suppress(BrokenPipeError):
+                ours.close()
+        _check(connection, said, failure)
+
+
+def _check(connection: Connection, said: BinaryIO, failure: Exception | None) -> None:
+    exits = [event.exit for event in connection.events() if isinstance(event, Exit)]
+    if exits != [0]:
+        lines = said.read(_PROBLEM_MAX).decode(errors="replace").splitlines()
+        raise BadPath(lines[0] if lines else "the copy was killed in the job") from failure
+    if failure is not None:
+        raise failure
+
+
+def _pipe(stack: contextlib.ExitStack, *, feed: bool) -> tuple[BinaryIO, BinaryIO]:
+    """Our end and theirs."""
+    reading, writing = os.pipe()
+    reader, writer = open(reading, "rb"), open(writing, "wb")
+    for end in (reader, writer):
+        stack.callback(_close, end)
+    return (writer, reader) if feed else (reader, writer)
+
+
+def _close(end: BinaryIO) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        end.close()

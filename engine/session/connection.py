@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -116,13 +116,21 @@ class Connection:
         self.session = -1
         self.tty = False
 
-    def start(self, spec: SessionSpec, *, attach: bool = False, stdin: bool = False) -> SessionStatus:
-        """Start a session; ``attach``: and stay with it from its first byte on; ``stdin``: and feed its input.
+    def start(
+        self,
+        spec: SessionSpec,
+        *,
+        attach: bool = False,
+        stdin: bool = False,
+        lend: tuple[int, int, int] | None = None,
+    ) -> SessionStatus:
+        """Start a session; ``attach``: and stay with it from its first byte on; ``stdin``: and feed its input;
+        ``lend``: descriptors that become its standard files (with ``attach``, for a command that leaves no log).
 
         Raises CommandNotFound, CommandNotExecutable, BadPath (its directory), InvalidInput, WrongState, Busy,
         LaunchFailed; then no session is left.
         """
-        self._send(Message(type=Type.START, payload=encode_spec(spec, attach=attach, stdin=stdin)))
+        self._send(Message(type=Type.START, payload=encode_spec(spec, attach=attach, stdin=stdin)), lend or ())
         try:
             reply = self._reply(Type.STARTED)
         except _Refused as refusal:
@@ -266,10 +274,10 @@ class Connection:
             # Init closed without reading what we sent last; the kernel says that before it gives what init sent.
             return self._socket.recv(HEAD.size + CHUNK_MAX + 1)
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message, lent: Sequence[int] = ()) -> None:
         self._socket.settimeout(self._timeout)
         try:
-            self._socket.send(message.encode())
+            socket.send_fds(self._socket, [message.encode()], lent)
         except TimeoutError as error:
             raise Timeout(f"the job's init took no message within {self._timeout} seconds") from error
         except OSError as error:
