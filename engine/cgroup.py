@@ -29,7 +29,7 @@ class Hierarchies(Value, frozen=True, kw_only=True):
     """Where this host mounts its control groups."""
 
     unified: str
-    controllers: dict[str, str] = {}
+    controllers: dict[str, str]
     """v1: controller -> mount point; empty on a host that has only v2"""
 
 

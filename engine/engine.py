@@ -68,7 +68,7 @@ class Engine:
 
     @staticmethod
     def doctor(root: str | os.PathLike[str] | None = None) -> list[Finding]:
-        """What this host can do for serac, with a remedy for each thing missing. Needs no root rights, opens nothing."""
+        """What this host can do for serac, with a remedy for what is missing. Needs no root rights, opens nothing."""
         try:
             program: Path | None = launch.program("serac-launch")
         except ToolMissing:
@@ -155,7 +155,7 @@ class Engine:
             return connection.start(complete)
 
     def exec(self, ref: str, spec: SessionSpec, *, stdin: bool = False) -> Connection:
-        """Start a session and stay attached to it. Raises WrongState, CommandNotFound, CommandNotExecutable, BadPath."""
+        """Start a session and stay attached. Raises WrongState, CommandNotFound, CommandNotExecutable, BadPath."""
         job, complete = self._session(ref, spec)
         connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
         try:

@@ -11,7 +11,9 @@ static inline void close_at_exit(int *fd) {
     errno = why;
 }
 
-static inline void free_at_exit(void *pointer) { free(*(void **)pointer); }
+static inline void free_at_exit(void *pointer) {
+    free(*(void **)pointer);
+}
 
 #define autoclose __attribute__((cleanup(close_at_exit)))
 #define autofree __attribute__((cleanup(free_at_exit)))

@@ -209,7 +209,8 @@ static bool take(struct connection *connection, struct packet *packet, int flags
     return true;
 }
 
-/* The packet stays at the head of the peer's queue until all of it found room: no buffer of ours, and the peer waits. */
+/* The packet stays at the head of the peer's queue until all of it found room: no buffer of ours, and the peer waits.
+ */
 static void feed(struct connection *connection, const struct packet *packet) {
     struct session *session = connection->view;
     if (session->input.fd >= 0 && !session->spec.terminal && !session->feeder)

@@ -127,7 +127,8 @@ int main(int argc, char **argv) {
     if (argc > 1 && (strcmp(argv[1], "pack") == 0 || strcmp(argv[1], "unpack") == 0))
         return copy_main(argc - 1, argv + 1);
     if (argc > 1) {
-        fputs("usage: serac-init | serac-init ask [REASON [STATE]] | serac-init pack ... | serac-init unpack ...\n", stderr);
+        fputs("usage: serac-init | serac-init ask [REASON [STATE]] | serac-init pack ... | serac-init unpack ...\n",
+              stderr);
         return 2;
     }
     return serve();

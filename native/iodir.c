@@ -91,9 +91,13 @@ int iodir_replace(const char *name, const char *bytes, size_t size) {
     return fd < 0 || write_whole(fd, bytes, size) < 0 ? -1 : ftruncate(fd, (off_t)size);
 }
 
-int iodir_rename(const char *from, const char *to) { return renameat(directory, from, directory, to); }
+int iodir_rename(const char *from, const char *to) {
+    return renameat(directory, from, directory, to);
+}
 
-void iodir_remove(const char *name) { unlinkat(directory, name, 0); }
+void iodir_remove(const char *name) {
+    unlinkat(directory, name, 0);
+}
 
 struct filename session_file(uint32_t id, const char *suffix) {
     struct filename name;

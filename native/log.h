@@ -25,8 +25,8 @@ struct log {
     uint64_t old_base; /* the same of N.log.old; `base` when there is none */
     uint64_t begin;    /* where it ended when it was opened */
     uint64_t end;
-    uint64_t lost;     /* bytes of output that found no room since the last message */
-    int reading[2];    /* N.log and N.log.old, open while somebody is being served */
+    uint64_t lost;             /* bytes of output that found no room since the last message */
+    int reading[2];            /* N.log and N.log.old, open while somebody is being served */
     uint64_t marks[LOG_MARKS]; /* where some of the latest messages begin, at least LOG_TAIL back in all */
     unsigned marked;
 };

@@ -9,7 +9,7 @@ struct source {
     void (*ready)(struct source *source, uint32_t events);
 };
 
-#define OWNER(source, type, member) ((type *)((char *)(source)-__builtin_offsetof(type, member)))
+#define OWNER(source, type, member) ((type *)((char *)(source) - __builtin_offsetof(type, member)))
 
 /* Makes the epoll instance; a forked process that goes on as something else calls it again. */
 int loop_start(void);

@@ -71,43 +71,6 @@ void session_unwatched(struct session *session) {
         log_rest(&session->log);
 }
 
-size_t session_outcome(const struct session *session, char out[32]) {
-    bool killed = WIFSIGNALED(session->status);
-    return (size_t)snprintf(out, 32, "%s=%d", killed ? "signal" : "exit",
-                            killed ? WTERMSIG(session->status) : WEXITSTATUS(session->status)) +
-           1;
-}
-
-void session_status(const struct session *session, struct writer *writer, size_t most) {
-    const struct spec *spec = &session->spec;
-    if (session->pid)
-        record_number(writer, "pid", session->pid);
-    record_number(writer, "started", (long long)session->started);
-    if (session->state == ENDED) {
-        bool killed = WIFSIGNALED(session->status);
-        record_number(writer, killed ? "signal" : "exit",
-                      killed ? WTERMSIG(session->status) : WEXITSTATUS(session->status));
-        record_number(writer, "ended", (long long)session->ended);
-    } else {
-        record_put(writer, "running", "1");
-    }
-    if (session->state != ENDED && session->step < spec->steps.count)
-        record_put(writer, "step", spec->steps.items[session->step]);
-    for (size_t at = 0; at < spec->done.count; at++)
-        if (writer->size + strlen(spec->done.items[at]) + sizeof "done=" <= most)
-            record_put(writer, "done", spec->done.items[at]);
-}
-
-static void write_status(const struct session *session) {
-    if (session->spec.lent)
-        return;
-    struct writer writer = {0};
-    session_status(session, &writer, SIZE_MAX);
-    if (!writer.failed)
-        iodir_replace(session_file(session->id, ".status").text, writer.bytes, writer.size);
-    free(writer.bytes);
-}
-
 int session_signal(struct session *session, int number) {
     if (number < 1 || number >= NSIG) {
         errno = EINVAL;
@@ -135,7 +98,7 @@ static void end(struct session *session, int status) {
     session->ended = clock_real();
     live--;
     if (session->spec.terminal) {
-        write_status(session);
+        session_write_status(session);
         holder_end(session);
         stream_close(session);
     } else {
@@ -143,7 +106,7 @@ static void end(struct session *session, int status) {
         stream_close(session);
         if (!session->spec.lent)
             log_append(&session->log, M_EXIT, 0, outcome, session_outcome(session, outcome));
-        write_status(session);
+        session_write_status(session);
     }
     connections_changed(session);
     if (session->id == 0)
@@ -201,7 +164,7 @@ static void next_step(struct session *session) {
         return;
     }
     close_ends(session);
-    write_status(session);
+    session_write_status(session);
 }
 
 /* Skips what is completed already. */
@@ -222,7 +185,7 @@ static void step_ended(struct session *session, int status) {
         end(session, status);
         return;
     }
-    write_status(session);
+    session_write_status(session);
     mark(session, 0);
     if (!session->unmarked)
         next_step(session);
@@ -297,7 +260,7 @@ static void begin(struct session *session) {
     session->state = RUNNING;
     if (!session->spec.lent)
         iodir_rename(session_file(session->id, ".spec.new").text, session_file(session->id, ".spec").text);
-    write_status(session);
+    session_write_status(session);
     if (session->step < session->spec.steps.count && !session->spec.terminal)
         mark(session, 0);
     if (session->starter) {

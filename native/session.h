@@ -1,6 +1,7 @@
 /* Sessions: what init keeps of each process that it was asked to start.
  *
- *   session.c   the table, starting, steps, the end, status files        init
+ *   session.c   the table, starting, steps, the end                      init
+ *   status.c    what is told of a session, in messages and its file      init
  *   stream.c    what goes in and out of a session's process              init for pipes, the holder for a terminal
  *   holder.c    the process that holds a session's terminal, both sides  init and the holder
  *
@@ -65,18 +66,23 @@ void session_marked(struct session *session);
 /* To its process group: 0, or -1 with errno. */
 int session_signal(struct session *session, int number);
 
-/* The records of its status file; what doesn't fit into `most` bytes is left out, `done` first. */
-void session_status(const struct session *session, struct writer *writer, size_t most);
-
-/* exit=N or signal=N, and how long that is. */
-size_t session_outcome(const struct session *session, char out[32]);
-
 /* Nobody watches it any more: it goes, if it has ended. */
 void session_unwatched(struct session *session);
 
 /* How many haven't ended, and whether any is still in the table. */
 unsigned sessions_live(void);
 bool sessions_linger(void);
+
+/* status.c */
+
+/* The records of its status file; what doesn't fit into `most` bytes is left out, `done` first. */
+void session_status(const struct session *session, struct writer *writer, size_t most);
+
+/* exit=N or signal=N, and how long that is. */
+size_t session_outcome(const struct session *session, char out[32]);
+
+/* Replaces its status file. */
+void session_write_status(const struct session *session);
 
 /* stream.c */
 int stream_watch(struct session *session);

@@ -94,7 +94,7 @@ static int set_other_id(struct spec *spec, const char *value) {
 
 static int set_step(struct spec *spec, char *value) {
     bool in_pairs = spec->steps.count == spec->scripts.count, new = !strings_have(&spec->steps, value);
-    return in_pairs && new && *value && strlen(value) <= STEP_NAME_MAX ? add(&spec->steps, value) : wrong();
+    return in_pairs && new &&*value &&strlen(value) <= STEP_NAME_MAX ? add(&spec->steps, value) : wrong();
 }
 
 static int set_script(struct spec *spec, char *value) {

@@ -10,13 +10,16 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine import session
+from engine.model import SessionSpec
+from engine.session import Event, Exit, Output
 
 TIMEOUT = 30.0
+PATH = {"PATH": os.environ["PATH"]}
 
 
 @dataclass(frozen=True)
@@ -142,3 +145,56 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             os.kill(int(child), signal.SIGKILL)
     process.wait(TIMEOUT)
+
+
+def shell(script: str, **fields: object) -> SessionSpec:
+    return SessionSpec(argv=("/bin/sh", "-c", script), env=PATH, **fields)  # type: ignore[arg-type]
+
+
+def output(events: Iterable[Event], stream: int = 1) -> bytes:
+    return b"".join(event.data for event in events if isinstance(event, Output) and event.stream == stream)
+
+
+def run(job: InitJob, spec: SessionSpec) -> list[Event]:
+    with job.connect() as connection:
+        connection.start(spec, attach=True)
+        return list(connection.events())
+
+
+def until(events: Iterator[Event], wanted: bytes) -> bytes:
+    """Read on until the bytes have come; what came with them."""
+    seen = b""
+    for event in events:
+        if isinstance(event, Output):
+            seen += event.data
+        if wanted in seen:
+            return seen
+    raise AssertionError(f"ended without {wanted!r}: {seen!r}")
+
+
+def ending(events: list[Event]) -> tuple[int | None, int | None]:
+    assert isinstance(events[-1], Exit)
+    return events[-1].exit, events[-1].signal
+
+
+def fifo(job: InitJob) -> str:
+    path = job.io / "gate"
+    if not path.exists():
+        os.mkfifo(path)
+    return os.fspath(path)
+
+
+def settle(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        pause()
+    raise AssertionError("it doesn't settle")
+
+
+def wait_exit(job: InitJob, number: int) -> list[Event]:
+    """What the log says once the session isn't listed any more."""
+    with job.connect() as control:
+        while any(status.id == number for status in control.sessions()):
+            pause()
+    return list(session.read_log(job.io, number))

@@ -181,7 +181,7 @@ def test_stop_lets_the_job_end_by_itself_first(engine: Engine) -> None:
 
 def test_a_process_in_the_job_sees_its_sandbox(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
-    seen = inside(engine, "a", "id -u; hostname; cat /proc/1/comm; ip -o addr | wc -l; grep -c serac /etc/hosts || true")
+    seen = inside(engine, "a", "id -u; hostname; cat /proc/1/comm")
     assert seen.split()[:2] == ["0", "a"]
     assert seen.split()[2].startswith("init-")
     job = engine.job("a")

@@ -13,7 +13,7 @@ import initjob
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from initjob import InitJob
+from initjob import InitJob, output
 
 from engine import session
 from engine.errors import (
@@ -30,9 +30,9 @@ from engine.errors import (
     Timeout,
     WrongState,
 )
-from engine.model import SessionSpec, SessionStatus, Step
-from engine.session import Event, Exit, Output, protocol
-from engine.session.protocol import HEAD, LOG_HEAD, Message, Type
+from engine.model import SessionSpec, Step
+from engine.session import protocol
+from engine.session.protocol import HEAD, Message, Type
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 NAMES = st.text(st.characters(exclude_characters="\0=", exclude_categories=["Cs"]), min_size=1, max_size=10)
@@ -48,10 +48,6 @@ def limit() -> Iterator[None]:
 def job(sanitized: Path) -> Iterator[InitJob]:
     with initjob.started(sanitized / "serac-init") as started:
         yield started
-
-
-def output(events: list[Event]) -> bytes:
-    return b"".join(event.data for event in events if isinstance(event, Output))
 
 
 # Against a real init.
@@ -107,8 +103,13 @@ def test_a_spec_of_a_mebibyte_fits(job: InitJob) -> None:
 @pytest.mark.root
 def test_init_keeps_the_spec_and_the_status_as_the_engine_knows_them(job: InitJob) -> None:
     spec = SessionSpec(
-        id=3, argv=("/bin/sh", "-c", "sleep 1000", "ö\udcff"), env={"A": "b=c", "E": ""}, workdir="/usr", tty=(10, 20), keep=True
-    )  # fmt: skip
+        id=3,
+        argv=("/bin/sh", "-c", "sleep 1000", "ö\udcff"),
+        env={"A": "b=c", "E": ""},
+        workdir="/usr",
+        tty=(10, 20),
+        keep=True,
+    )
     with job.connect() as connection:
         status = connection.start(spec)
         assert (status.id, status.running) == (3, True)
@@ -243,9 +244,9 @@ def test_a_bad_greeting_is_refused(tmp_path: Path, greeting: bytes) -> None:
 
 def test_an_endless_list_ends(tmp_path: Path) -> None:
     listed = Message(type=Type.LISTED, session=1, payload=b"running=1\0").encode()
-    with Impostor(tmp_path, [HELLO, listed], repeat=True), session.connect(tmp_path, timeout=5) as connection:
-        with pytest.raises(ProtocolError):
-            connection.sessions()
+    init = Impostor(tmp_path, [HELLO, listed], repeat=True)
+    with init, session.connect(tmp_path, timeout=5) as connection, pytest.raises(ProtocolError):
+        connection.sessions()
 
 
 @pytest.mark.parametrize(
@@ -286,104 +287,11 @@ def test_output_that_is_none_is_refused(tmp_path: Path, message: Message) -> Non
         (9999, "fork", ProtocolError),
     ],
 )
-def test_errors_of_init_become_errors_of_ours(
-    tmp_path: Path, number: int, what: str, error: type[SeracError]
-) -> None:
+def test_errors_of_init_become_errors_of_ours(tmp_path: Path, number: int, what: str, error: type[SeracError]) -> None:
     refusal = Message(type=Type.ERROR, offset=number, payload=what.encode()).encode()
-    with Impostor(tmp_path, [HELLO, refusal]), session.connect(tmp_path, timeout=5) as connection:
-        with pytest.raises(error):
-            connection.start(SessionSpec(argv=("x",)))
-
-
-# Files that the job's root may have written.
-
-
-@pytest.mark.parametrize("name", ["1.spec", "1.status", "ask", "1.log", "1.log.old"])
-@pytest.mark.parametrize(
-    "make",
-    [
-        os.mkfifo,
-        Path.mkdir,
-        lambda path: path.symlink_to("/etc/passwd"),
-        lambda path: path.write_bytes(b"\xff\xfe no records"),
-        lambda path: os.truncate(path, 1 << 40) if path.touch() is None else None,
-    ],
-)
-def test_bad_files_are_refused(tmp_path: Path, name: str, make: Callable[[Path], object]) -> None:
-    make(tmp_path / name)
-    with pytest.raises(ProtocolError):
-        session.specs(tmp_path)
-        session.statuses(tmp_path)
-        session.question(tmp_path)
-        list(session.read_log(tmp_path, 1))
-
-
-def test_files_that_are_absent_are_no_error(tmp_path: Path) -> None:
-    assert session.specs(tmp_path) == session.statuses(tmp_path / "gone") == {}
-    assert session.question(tmp_path) is None
-    assert list(session.read_log(tmp_path, 1)) == list(session.follow(tmp_path, 1)) == []
-
-
-def test_other_names_are_left_alone(tmp_path: Path) -> None:
-    for name in ("01.status", "x.status", "1.status.new", "1000000000.status", "-1.status"):
-        (tmp_path / name).write_bytes(b"nonsense")
-    assert session.statuses(tmp_path) == {}
-
-
-def test_status_files_are_read(tmp_path: Path) -> None:
-    (tmp_path / "0.status").write_bytes(b"pid=2\0started=1500000000\0running=1\0step=b\0done=a\0")
-    (tmp_path / "7.status").write_bytes(b"started=1000000000\0signal=9\0ended=2000000000\0")
-    assert session.statuses(tmp_path) == {
-        0: SessionStatus(id=0, running=True, pid=2, started=1.5, step="b", done=("a",)),
-        7: SessionStatus(id=7, running=False, signal=9, started=1.0, ended=2.0),
-    }
-
-
-def log(path: Path, base: int, messages: list[Message]) -> int:
-    content = LOG_HEAD.pack(b"seraclog", 1, 1, base)
-    for message in messages:
-        content += Message(**{**{key: getattr(message, key) for key in message.__struct_fields__}, "offset": base}).encode()
-        base += HEAD.size + len(message.payload)
-    path.write_bytes(content)
-    return base
-
-
-def said(word: bytes) -> Message:
-    return Message(type=Type.OUTPUT, session=1, stream=1, payload=word)
-
-
-def test_log_goes_from_the_old_file_to_the_new(tmp_path: Path) -> None:
-    middle = log(tmp_path / "1.log.old", 1000, [said(b"one"), said(b"two")])
-    log(tmp_path / "1.log", middle, [said(b"three"), Message(type=Type.EXIT, session=1, payload=b"exit=0\0")])
-    events = list(session.read_log(tmp_path, 1))
-    assert output(events) == b"onetwothree"
-    assert [event.offset for event in events] == [1000, 1035, middle, middle + 37]
-    assert list(session.read_log(tmp_path, 1, offset=events[1].offset)) == events[1:]
-    assert list(session.read_log(tmp_path, 1, offset=middle)) == events[2:]
-    assert list(session.read_log(tmp_path, 1, offset=events[-1].end)) == []
-
-
-def test_log_ends_before_a_message_that_is_cut(tmp_path: Path) -> None:
-    end = log(tmp_path / "1.log", 0, [said(b"whole"), said(b"half")])
-    for cut in range(1, 36):
-        os.truncate(tmp_path / "1.log", LOG_HEAD.size + end - cut)
-        assert output(list(session.read_log(tmp_path, 1))) == b"whole"
-
-
-@pytest.mark.parametrize("at", [0, 8, 12, LOG_HEAD.size, LOG_HEAD.size + 2, LOG_HEAD.size + 4, LOG_HEAD.size + 16])
-def test_a_log_that_is_none_is_refused(tmp_path: Path, at: int) -> None:
-    log(tmp_path / "1.log", 0, [said(b"word")])
-    content = bytearray((tmp_path / "1.log").read_bytes())
-    content[at] ^= 0x55
-    (tmp_path / "1.log").write_bytes(content)
-    with pytest.raises(ProtocolError):
-        list(session.read_log(tmp_path, 1))
-
-
-def test_an_exit_without_room_in_the_log_is_known_from_the_status(tmp_path: Path) -> None:
-    end = log(tmp_path / "1.log", 0, [said(b"word")])
-    (tmp_path / "1.status").write_bytes(b"started=1\0exit=3\0ended=2000000000\0")
-    assert list(session.follow(tmp_path, 1))[1:] == [Exit(session=1, exit=3, signal=None, offset=end, end=end, time=2.0)]
+    init = Impostor(tmp_path, [HELLO, refusal])
+    with init, session.connect(tmp_path, timeout=5) as connection, pytest.raises(error):
+        connection.start(SessionSpec(argv=("x",)))
 
 
 # The bytes.
@@ -392,16 +300,21 @@ def test_an_exit_without_room_in_the_log_is_known_from_the_status(tmp_path: Path
 @given(
     argv=st.lists(TEXT, min_size=1, max_size=4).map(tuple),
     env=st.dictionaries(NAMES, TEXT, max_size=4),
-    number=st.none() | st.integers(0, 999),
+    number=st.integers(0, 999),
     tty=st.none() | st.tuples(st.integers(0, 65535), st.integers(0, 65535)),
     keep=st.booleans(),
     ids=st.tuples(st.integers(0, 70000), st.integers(0, 70000)),
 )
 def test_specs_survive_the_way_there_and_back(
-    argv: tuple[str, ...], env: dict[str, str], number: int | None, tty: tuple[int, int] | None, keep: bool, ids: tuple[int, int]
-) -> None:  # fmt: skip
-    spec = SessionSpec(id=number or 0, argv=argv, env=env, tty=tty, keep=keep, uid=ids[0], gid=ids[1])
-    assert protocol.decode_spec(protocol.encode_spec(spec), spec.id or 0) == spec
+    argv: tuple[str, ...],
+    env: dict[str, str],
+    number: int,
+    tty: tuple[int, int] | None,
+    keep: bool,
+    ids: tuple[int, int],
+) -> None:
+    spec = SessionSpec(id=number, argv=argv, env=env, tty=tty, keep=keep, uid=ids[0], gid=ids[1])
+    assert protocol.decode_spec(protocol.encode_spec(spec), number) == spec
 
 
 @given(st.lists(st.tuples(NAMES, TEXT), max_size=5), st.lists(TEXT, max_size=3))

@@ -6,7 +6,7 @@ scratch directory, digested and flushed; 4 rename it to ``bases/<digest>``; 5 CO
 | killed | leaves | put right by |
 | --- | --- | --- |
 | before 4 | a scratch directory | the sweep of the next engine |
-| between 4 and 5 | an image that the catalog doesn't know | the same sweep, or the same build, which takes it as it is |
+| between 4 and 5 | an image that the catalog doesn't know | the same sweep, or the next such build takes it |
 
 Removal: 1 COMMIT: the row and its tags go; 2 unmount; 3 the bytes go. Killed after 1: the sweep does 2 and 3.
 """

@@ -46,7 +46,6 @@ def bring_up(root: Root, job: Job, *, sessions: Sequence[SessionSpec], verb: str
         with step(f"{verb}.mount", job=job.id):
             base = mounting.mounted(root, job.base)
             layers.renew_work(root.layer(_upper(job)))
-            _clear_io(root.io(job.id), {spec.id for spec in sessions})
         with step(f"{verb}.launch", job=job.id):
             group = root.group_of(job)
             cgroup.create(root.host, group, job.spec.limits)
@@ -123,16 +122,6 @@ def _writes(root: Root, job: Job) -> tuple[tuple[str, str], ...]:
     if job.spec.net != "none":
         files.append(("/etc/resolv.conf", network.resolv_conf(network.name_servers(root.config))))
     return tuple(files)
-
-
-def _clear_io(io: Path, coming: set[int | None]) -> None:
-    """What the last init left and nobody may take for the next one's word: the status of sessions that were running or
-    are about to come. Recovery relies on it: such a status that is there later was written by the init launched now."""
-    for number, status in session.statuses(io).items():
-        if status.running or number in coming:
-            (io / f"{number}.status").unlink()
-    for name in ("ask", "init.sock"):
-        (io / name).unlink(missing_ok=True)
 
 
 def take_down(root: Root, job: Job) -> None:

@@ -1,8 +1,9 @@
 """resume: a paused job goes on.
 
 1 choose the strategy (`engine.layers.choose_strategy`); stack: make an empty upper on top, reuse: the sealed layer
-becomes the upper again; 2 row: ``resuming`` with that upper; 3 mount, launch, start the sessions of the context;
-4 COMMIT: ``running``; with reuse the snapshot is gone from here on, its layer being written again; 5 the manifest goes.
+becomes the upper again; remove the status files of the sessions that will come; 2 row: ``resuming`` with that upper;
+3 mount, launch, start the sessions of the context; 4 COMMIT: ``running``; with reuse the snapshot is gone from here on,
+its layer being written again; 5 the manifest goes.
 
 | killed | leaves | put right by recover |
 | --- | --- | --- |
@@ -11,7 +12,7 @@ becomes the upper again; 2 row: ``resuming`` with that upper; 3 mount, launch, s
 | between 2 and 4, a session begun | ``resuming`` | 4 is done: ``running``, or how it ended since |
 | between 4 and 5 | a manifest too many | a manifest counts only for a layer that has no owner |
 
-A status file in the job's io directory tells whether a session was begun: step 3 removes the old ones first. Until a
+A status file in the job's io directory tells whether a session was begun, for step 1 removed the old ones. Until a
 session begins nothing of the job's own runs and the reused layer is as it was, so a resume that fails leaves the
 snapshot.
 """
@@ -62,6 +63,7 @@ def _strategy(root: Root, job: Job, snapshot: Snapshot) -> Strategy:
 def _prepare(root: Root, job: Job, snapshot: Snapshot, strategy: Strategy) -> Job:
     """Steps 1 and 2; the job as it is while it is resumed."""
     top = snapshot.layers[-1]
+    _clear_io(root, job, snapshot)
     if strategy == "reuse":
         upper, chain = top, snapshot.layers[:-1]
     else:
@@ -73,6 +75,16 @@ def _prepare(root: Root, job: Job, snapshot: Snapshot, strategy: Strategy) -> Jo
             transaction.put_layer(Layer(id=upper, parent=top, owner=job.id, created=now()))
         transaction.put_job(resuming)
     return resuming
+
+
+def _clear_io(root: Root, job: Job, snapshot: Snapshot) -> None:
+    """Remove what the last init wrote of sessions that are about to come, and of those that ended with it."""
+    io = root.io(job.id)
+    coming = {spec.id for spec in snapshot.context.sessions}
+    for number, status in session.statuses(io).items():
+        if status.running or number in coming:
+            (io / f"{number}.status").unlink()
+    (io / "ask").unlink(missing_ok=True)
 
 
 def commit(root: Root, resuming: Job, snapshot: Snapshot) -> Job:

@@ -88,7 +88,7 @@ def _check(connection: Connection, said: BinaryIO, failure: Exception | None) ->
 def _pipe(stack: contextlib.ExitStack, *, feed: bool) -> tuple[BinaryIO, BinaryIO]:
     """Our end and theirs."""
     reading, writing = os.pipe()
-    reader, writer = open(reading, "rb"), open(writing, "wb")
+    reader, writer = os.fdopen(reading, "rb"), os.fdopen(writing, "wb")
     for end in (reader, writer):
         stack.callback(_close, end)
     return (writer, reader) if feed else (reader, writer)

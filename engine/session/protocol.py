@@ -227,7 +227,7 @@ def decode_spec(payload: bytes, session: int) -> SessionSpec:
         steps=tuple(Step(name=name, script=script) for name, script in zip(names, scripts, strict=True)),
         done=tuple(value for key, value in records if key == "done"),
         env={key: value for key, _, value in env},
-        workdir=single.get("cwd", "/"),
+        workdir=single.get("cwd", ""),
         tty=_terminal(single["tty"]) if "tty" in single else None,
         keep="keep" in single,
         uid=number(single.get("uid", "0")),

@@ -20,7 +20,23 @@ from engine.session.protocol import HEAD, Message, Type, encode_records
 pytestmark = pytest.mark.root
 
 PACKETS = 10_000
-KEYS = ["arg", "env", "step", "script", "done", "cwd", "umask", "uid", "gid", "tty", "main", "id", "attach", "stdin", "keep"]
+KEYS = [
+    "arg",
+    "env",
+    "step",
+    "script",
+    "done",
+    "cwd",
+    "umask",
+    "uid",
+    "gid",
+    "tty",
+    "main",
+    "id",
+    "attach",
+    "stdin",
+    "keep",
+]
 KEYS += ["reason", "state", "outcome", "text", "other", "", "ARG"]
 VALUES = ["1", "0", "true", "cat", "/no", "24x80", "x", "", "A=b", "/tmp", "-1", "9" * 30, "077", "a" * 300]
 SPECS = [
@@ -130,8 +146,8 @@ def test_init_withstands_mutated_logs(sanitized: Path, tmp_path: Path) -> None:
             control.start(SessionSpec(id=1, argv=("/bin/echo", "again")), attach=True)
             events = list(control.events())
             assert [event.data for event in events if isinstance(event, Output)] == [b"again\n"]
-            with job.connect() as control:
-                assert control.sessions() == []
+            with job.connect() as again:
+                assert again.sessions() == []
 
 
 def test_half_packets_are_answered_and_the_connection_closed(sanitized: Path) -> None:

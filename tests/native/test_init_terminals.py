@@ -1,0 +1,129 @@
+"""Terminals of a job's sessions: their holders, windows, job control."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import initjob
+import pytest
+from initjob import PATH, InitJob, ending, fifo, output, run, shell, until, wait_exit
+
+from engine.errors import WrongState
+from engine.model import SessionSpec, Step
+from engine.session import Exit
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(autouse=True)
+def limit() -> Iterator[None]:
+    """A test that waits for what never comes fails by itself, and what it started is ended."""
+    with initjob.time_limit(60):
+        yield
+
+
+@pytest.fixture
+def job(sanitized: Path) -> Iterator[InitJob]:
+    with initjob.started(sanitized / "serac-init") as started:
+        yield started
+
+
+def test_several_clients_share_a_terminal(job: InitJob) -> None:
+    with job.connect() as one, job.connect() as two:
+        status = one.start(
+            shell("stty -echo; echo ready; read a; echo got $a; read b; echo got $b", tty=(24, 80)), attach=True
+        )
+        first = one.events()
+        until(first, b"ready")
+        two.attach(status.id)
+        second = two.events()
+        until(second, b"ready")
+        one.send(b"eins\n")
+        until(second, b"got eins")
+        two.send(b"zwei\n")
+        rest = list(first)
+        assert b"got zwei" in output(rest)
+        assert ending(rest) == ending(list(second)) == (0, None)
+
+
+def test_window_size_follows_the_last_resize(job: InitJob) -> None:
+    with job.connect() as one, job.connect() as two:
+        script = "trap 'echo changed' WINCH; while :; do stty size; sleep 0.02; done"
+        status = one.start(shell(script, tty=(30, 90)), attach=True)
+        events = one.events()
+        until(events, b"30 90")
+        two.attach(status.id)
+        two.resize(41, 132)
+        until(events, b"changed")
+        until(events, b"41 132")
+        one.resize(10, 20)
+        until(events, b"10 20")
+        one.signal(signal.SIGKILL)
+        assert isinstance(list(events)[-1], Exit)
+
+
+def test_job_control_in_a_terminal(job: InitJob) -> None:
+    spec = SessionSpec(argv=("bash", "--norc", "-i"), env={**PATH, "PS1": "$ ", "TERM": "dumb"}, tty=(24, 80))
+    with job.connect() as connection:
+        connection.start(spec, attach=True)
+        events = connection.events()
+        seen = until(events, b"$ ")
+        connection.send(b"sleep 1000\n")
+        until(events, b"sleep 1000")
+        wait_for_child(job, "sleep")
+        connection.send(b"\x1a")
+        seen += until(events, b"Stopped")
+        connection.send(b"kill -KILL %1; wait; echo $((6 * 7))\n")
+        seen += until(events, b"42\r\n")
+        connection.send(b"exit 6\n")
+        rest = list(events)
+    assert b"no job control" not in seen
+    assert ending(rest) == (6, None)
+
+
+def wait_for_child(job: InitJob, name: str) -> None:
+    """Until a grandchild of that name runs in the foreground: what it is asked for is in no output."""
+    for _ in range(2000):
+        for child in job.children():
+            children = Path(f"/proc/{child}/task/{child}/children").read_text().split()
+            if any(Path(f"/proc/{pid}/comm").read_text().strip() == name for pid in children):
+                return
+        initjob.pause()
+    raise AssertionError(f"no {name}")
+
+
+def test_a_killed_holder_hangs_up_its_own_session_only(job: InitJob) -> None:
+    with job.connect() as connection, job.connect() as other:
+        status = connection.start(shell("echo up; read x", tty=(24, 80)), attach=True)
+        until(connection.events(), b"up")
+        (holder,) = job.holders()
+        other.start(shell("echo other; read x; echo $x", tty=(24, 80)), attach=True)
+        until(other.events(), b"other")
+        os.kill(holder, signal.SIGKILL)
+        assert ending(wait_exit(job, status.id)) == (None, signal.SIGHUP)
+        other.send(b"alive\n")
+        assert output(other.events()).count(b"alive") == 2
+
+
+def test_a_session_that_outlives_its_holder_still_ends_in_the_log(job: InitJob) -> None:
+    with job.connect() as connection, job.connect() as control:
+        script = f"trap '' HUP; echo up; read x; read go < {fifo(job)}; exit 9"
+        status = connection.start(shell(script, tty=(24, 80)), attach=True)
+        until(connection.events(), b"up")
+        os.kill(job.holders()[0], signal.SIGKILL)
+        list(connection.events())
+        with pytest.raises(WrongState):
+            control.attach(status.id)
+        Path(fifo(job)).write_text("go\n")
+        assert ending(wait_exit(job, status.id)) == (9, None)
+
+
+def test_steps_share_one_standard_input_and_terminal(job: InitJob) -> None:
+    steps = (Step(name="a", script="tty; test -t 0"), Step(name="b", script="tty; echo x > /dev/tty"))
+    events = run(job, SessionSpec(steps=steps, env=PATH, tty=(24, 80)))
+    lines = output(events).split()
+    assert (lines[0], lines[2]) == (lines[1], b"x")
+    assert ending(events) == (0, None)
