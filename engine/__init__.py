@@ -10,8 +10,21 @@
 The words are in `engine.model`, the errors in `engine.errors`, the layout on disk in `engine.config`.
 """
 
-from engine.engine import Engine
+from typing import TYPE_CHECKING
+
 from engine.errors import SeracError
 from engine.model import Job, JobSpec, JobState, Limits, SessionSpec, Snapshot, Step
 
+if TYPE_CHECKING:
+    from engine.engine import Engine
+
 __all__ = ["Engine", "Job", "JobSpec", "JobState", "Limits", "SeracError", "SessionSpec", "Snapshot", "Step"]
+
+
+def __getattr__(name: str) -> object:
+    # The engine brings all its rooms along; whoever wants the words alone shouldn't wait for them.
+    if name == "Engine":
+        from engine.engine import Engine
+
+        return Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

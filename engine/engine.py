@@ -4,6 +4,8 @@ module in `engine.lifecycle`, whose docstring tells the verb's steps, its commit
 Any number of engines, in threads and processes, may work on one root at the same time. A verb that was interrupted
 can always be called again. References to jobs are names, ids or unambiguous beginnings of ids; to snapshots ids or
 beginnings; to bases names, digests or beginnings.
+
+What only some verbs need (building bases, copying, the doctor) is imported by them: the command's start counts.
 """
 
 from __future__ import annotations
@@ -13,15 +15,14 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
-from engine import doctor, launch, session
-from engine.base import Source
+from engine import launch, session
 from engine.config import Config
 from engine.errors import Timeout, ToolMissing
-from engine.lifecycle import bases, observe, pause, processes, recover, remove, resume, run, sessions, stop
+from engine.lifecycle import observe, pause, processes, recover, remove, resume, run, sessions, stop
 from engine.lifecycle.pause import Mode
 from engine.lifecycle.root import Root, require
 from engine.model import (
@@ -41,6 +42,10 @@ from engine.model import (
     Warmth,
 )
 from engine.session import Connection, Event
+
+if TYPE_CHECKING:
+    from engine.base import Source
+    from engine.lifecycle.bases import Progress
 
 
 class Engine:
@@ -73,13 +78,17 @@ class Engine:
             program: Path | None = launch.program("serac-launch")
         except ToolMissing:
             program = None
+        from engine import doctor
+
         return doctor.examine(Config.load(root), launch=program)
 
     # bases
 
-    def base_build(self, name: str, source: Source | SnapshotSource, *, progress: bases.Progress | None = None) -> Base:
+    def base_build(self, name: str, source: Source | SnapshotSource, *, progress: Progress | None = None) -> Base:
         """Build a base and let ``name`` (a tag, moved if it is there) mean it. Raises InvalidInput, ToolMissing,
         ToolFailed, NotFound, NoSpace; a build that fails leaves nothing."""
+        from engine.lifecycle import bases
+
         return bases.build(self._root, name, source, progress=progress)
 
     def bases(self) -> list[Base]:
@@ -90,10 +99,14 @@ class Engine:
 
     def base_warm(self, ref: str) -> Warmth:
         """Bring a base into the page cache."""
+        from engine.lifecycle import bases
+
         return bases.warm(self._root, ref)
 
     def base_remove(self, ref: str) -> None:
         """Remove a name; with the last one the base. Raises InUse while a job or snapshot needs it."""
+        from engine.lifecycle import bases
+
         bases.remove(self._root, ref)
 
     # jobs

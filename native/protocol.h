@@ -49,7 +49,8 @@
  * nosuid stays off, nodev off (the base's device nodes are used), without a loop device.  `serac-launch unmount`
  * (spec: serac-launch=1, target=DIR) unmounts it.  Both report `ready=1` or step/errno/path.
  *
- * SESSIONS.  serac-init is PID 1 of a job.  It serves the socket that it finds as descriptor 3 (host side:
+ * SESSIONS.  serac-init is PID 1 of a job.  It serves the socket that it finds as descriptor 3, bound to an absolute
+ * path that init can open the directory of: that is where it keeps its files (host side:
  * JOB/io/init.sock; inside: /run/serac/init.sock).  A message is one SOCK_SEQPACKET packet: a `struct message`,
  * then `length` bytes.  All integers little-endian.  A packet that is cut, too long, unknown or not allowed in the
  * connection's state is answered with M_ERROR and the connection closed.
@@ -61,10 +62,16 @@
  *   attached    after M_START with `attach=1` or M_ATTACH: a view of one session, M_INPUT / M_INPUT_END / M_RESIZE /
  *               M_SIGNAL one way, M_OUTPUT / M_STEP / M_EXIT the other; closing it detaches
  *   asking      after M_ASK: blocks until M_ANSWER
+ * In a control connection M_SIGNAL and M_ANSWER are answered with M_OK or M_ERROR; a request that fails leaves it open.
+ * An attached one is closed by init after the last message of its session, so an M_EXIT that more follows is of an
+ * earlier life of a session that came back.  Input for a session that takes none (any more) is dropped; input for one
+ * that another connection feeds is EBUSY; after M_QUIESCE the first attached one that sends M_INPUT feeds it.
+ * M_QUIESCE leaves the asking connection alone: it is inside, and its answer comes after the pause.
  *
  * SESSION SPEC (payload of M_START)
  *   arg=S (repeated)         command; or, instead, steps run one after the other with `/bin/sh -e -c SCRIPT`:
- *   step=NAME script=SCRIPT  (pairs, repeated; `done=NAME` for one that is completed already and only recorded)
+ *   step=NAME script=SCRIPT  (pairs, repeated, at most 255 bytes of name; `done=NAME` for one that is completed already
+ *                            and only recorded: its pair may be there or not)
  *   env=K=V (repeated)       the whole environment
  *   cwd=DIR  umask=OCTAL  uid=N  gid=N
  *   tty=ROWSxCOLS            on a terminal of its own

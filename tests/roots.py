@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from engine import Engine, JobSpec, Step
+from engine import Engine, JobSpec, SessionSpec, Step
 from engine.base import DirSource
+from engine.session import Output
 
 BUSYBOX = "/bin/busybox"
 """of Debian's busybox-static: a whole userland in one file that needs no libraries"""
@@ -82,7 +84,33 @@ def steps(**scripts: str) -> tuple[Step, ...]:
 
 def output(engine: Engine, ref: str, number: int = 0, *, live: bool = True) -> str:
     """What a session printed on both streams, to its end."""
-    from engine.session import Output
-
     events = engine.follow(ref, number, live=live)
     return b"".join(event.data for event in events if isinstance(event, Output)).decode()
+
+
+def inside(engine: Engine, ref: str, script: str) -> str:
+    """Run a script in a job and give what it printed on standard output."""
+    with engine.exec(ref, SessionSpec(argv=("/bin/sh", "-c", script))) as connection:
+        return b"".join(
+            event.data for event in connection.events() if isinstance(event, Output) and event.stream == 1
+        ).decode()
+
+
+def until(engine: Engine, ref: str, text: bytes, number: int = 0) -> None:
+    """Read a session's output until it has all of ``text``."""
+    seen = b""
+    for event in engine.follow(ref, number):
+        seen += event.data if isinstance(event, Output) else b""
+        if text in seen:
+            return
+    pytest.fail(f"ended with {seen!r}")
+
+
+def wait_for(probe: Callable[[], object], patience: float = 30.0) -> None:
+    """Wait until ``probe`` gives something true, at most ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if probe():
+            return
+        time.sleep(0.02)
+    pytest.fail(f"not in {patience} s")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import leftovers
 import pytest
-from roots import output, shell, steps
+from roots import inside, output, shell, steps, until, wait_for
 
 from engine import Engine, JobSpec, JobState, Limits, SessionSpec, Step
 from engine.errors import CommandNotFound, InUse, InvalidInput, NameTaken, NotFound, WrongState
@@ -313,35 +313,6 @@ def test_the_same_name_for_forty_jobs_at_once_goes_to_one(engine: Engine) -> Non
         thread.join()
     assert sorted(map(bool, won)) == [False] * 7 + [True]
     assert len(list((engine.config.root / "jobs").iterdir())) == 1
-
-
-def inside(engine: Engine, ref: str, script: str) -> str:
-    """Run a script in a job and give what it printed on standard output."""
-    with engine.exec(ref, SessionSpec(argv=("/bin/sh", "-c", script))) as connection:
-        return b"".join(
-            event.data for event in connection.events() if isinstance(event, Output) and event.stream == 1
-        ).decode()
-
-
-def until(engine: Engine, ref: str, text: bytes) -> None:
-    """Read the main session's output until it has all of ``text``."""
-    seen = b""
-    for event in engine.follow(ref):
-        seen += event.data if isinstance(event, Output) else b""
-        if text in seen:
-            return
-    pytest.fail(f"ended with {seen!r}")
-
-
-def wait_for(probe: object) -> None:
-    import time
-
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if probe():  # type: ignore[operator]
-            return
-        time.sleep(0.02)
-    pytest.fail("not in 30 s")
 
 
 def wait_for_file(engine: Engine, ref: str, path: str, content: str) -> None:

@@ -13,29 +13,19 @@ Removal: 1 COMMIT: the row and its tags go; 2 unmount; 3 the bytes go. Killed af
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from engine import archive, base, store
 from engine.base import Source
-from engine.errors import InUse, InvalidInput, from_os
+from engine.errors import InUse, from_os
 from engine.lifecycle import chains, mounting
-from engine.lifecycle.root import Root, now
+from engine.lifecycle.root import Root, check_name, now
 from engine.model import Base, Snapshot, SnapshotSource, Warmth
 from engine.steps import step
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, of how much (0 = unknown)"""
-
-NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-
-
-def check_name(name: str) -> str:
-    """Raises InvalidInput: names become host names and file names."""
-    if not NAME.fullmatch(name):
-        raise InvalidInput(f"not a name: {name!r}", hint="lower-case letters, digits, '.', '_', '-'; at most 63")
-    return name
 
 
 def build(root: Root, name: str, source: Source | SnapshotSource, *, progress: Progress | None = None) -> Base:

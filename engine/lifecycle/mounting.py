@@ -7,7 +7,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from engine import archive, launch, store
+from engine import launch, store
 from engine.errors import Damaged
 from engine.lifecycle.root import Root
 
@@ -31,6 +31,8 @@ def mounted(root: Root, digest: str) -> Path:
 
 
 def _check_sizes(directory: Path) -> None:
+    from engine import archive
+
     image = archive.load_image(directory)
     for name, digest in (("meta.erofs", image.meta), ("data.blob", image.blob)):
         size = (directory / name).stat().st_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,7 @@ from pathlib import Path
 from engine import cgroup, store
 from engine.catalog import Catalog
 from engine.config import Config
-from engine.doctor import check_root_filesystem
-from engine.errors import NotFound, NotPrivileged, WrongState, from_os
+from engine.errors import InvalidInput, NotFound, NotPrivileged, WrongState, from_os
 from engine.model import Job, JobState, Limits
 
 
@@ -38,6 +38,8 @@ class Root:
             return
         try:
             self.config.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            from engine.doctor import check_root_filesystem
+
             check_root_filesystem(self.config.root)
             for place in places:
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,3 +98,13 @@ _NEXT = {
 
 def now() -> float:
     return round(time.time(), 3)
+
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+
+
+def check_name(name: str) -> str:
+    """Raises InvalidInput: names become host names and file names."""
+    if not NAME.fullmatch(name):
+        raise InvalidInput(f"not a name: {name!r}", hint="lower-case letters, digits, '.', '_', '-'; at most 63")
+    return name

@@ -17,8 +17,8 @@ import msgspec
 
 from engine import layers, network, store
 from engine.errors import InvalidInput
-from engine.lifecycle import bases, mounting, processes, remove, sessions
-from engine.lifecycle.root import Root, now
+from engine.lifecycle import mounting, processes, remove, sessions
+from engine.lifecycle.root import Root, check_name, now
 from engine.model import Address, ForkResult, Job, JobSpec, JobState, Layer, SessionSpec, Snapshot
 from engine.steps import record, step
 
@@ -51,7 +51,7 @@ def fork(root: Root, snapshot: Snapshot, *, name: str | None) -> ForkResult:
 def check(spec: JobSpec) -> None:
     """Raises InvalidInput for what no host could run."""
     if spec.name is not None:
-        bases.check_name(spec.name)
+        check_name(spec.name)
     if spec.argv and spec.steps:
         raise InvalidInput("a job has a command or steps, not both")
     if not spec.workdir.startswith("/"):

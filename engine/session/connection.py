@@ -179,12 +179,12 @@ class Connection:
         self._post(Message(type=Type.INPUT_END))
 
     def resize(self, rows: int, columns: int) -> None:
-        self._post(Message(type=Type.RESIZE, offset=(rows & 0xFFFF) << 32 | (columns & 0xFFFF)))
+        self._send(Message(type=Type.RESIZE, offset=(rows & 0xFFFF) << 32 | (columns & 0xFFFF)))
 
     def signal(self, signo: int, session: int | None = None) -> None:
         """To the process group of the session: the one viewed, or any by a control connection (raises NotFound)."""
         if self.session >= 0:
-            self._post(Message(type=Type.SIGNAL, session=self.session, stream=signo))
+            self._send(Message(type=Type.SIGNAL, session=self.session, stream=signo))
         else:
             self._request(Message(type=Type.SIGNAL, session=session or 0, stream=signo), Type.OK)
 

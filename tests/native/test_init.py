@@ -179,6 +179,12 @@ def test_without_session_0_a_term_ends_all_and_then_init(job: InitJob) -> None:
     assert job.wait() == 0
 
 
+def test_a_term_ends_a_job_without_sessions(job: InitJob) -> None:
+    with job.connect():
+        job.signal(signal.SIGTERM)
+    assert job.wait() == 0
+
+
 def test_signal_reaches_the_process_group(job: InitJob) -> None:
     with job.connect() as connection, job.connect() as control:
         status = connection.start(shell("echo up; sleep 1000"), attach=True)
