@@ -81,6 +81,10 @@ static void leave_view(struct connection *connection, bool quietly) {
     struct session *session = connection->view;
     connection->view = NULL;
     session->views--;
+    if (session->reader == connection) {
+        session->reader = NULL;
+        stream_go_on(session);
+    }
     if (session->feeder == connection) {
         session->feeder = NULL;
         if (!quietly)
@@ -146,8 +150,10 @@ static void serve(struct connection *connection) {
     static char buffer[2 * (sizeof(struct message) + CHUNK_MAX)];
     struct session *session = connection->view;
     ssize_t size = log_read(&session->log, &connection->cursor, buffer, sizeof buffer);
-    if (size > 0 && send_messages(connection, buffer, (size_t)size) >= 0)
+    if (size > 0 && send_messages(connection, buffer, (size_t)size) >= 0) {
+        stream_go_on(session);
         return;
+    }
     if (size != 0) {
         connection_fail(connection, EIO, "log");
     } else if (session->state == ENDED) {

@@ -135,6 +135,7 @@ void control_started(struct connection *connection, struct session *session) {
         hand_over(connection, session, OFFSET_BEGIN, true);
     } else {
         session->feeder = session->spec.input ? connection : NULL;
+        session->reader = connection;
         connection_attach(connection, session, OFFSET_BEGIN);
     }
 }

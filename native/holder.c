@@ -130,7 +130,8 @@ static void from_init(struct source *source, uint32_t events) {
         take_view(&head, payload, fd);
         return;
     case H_MARK:
-        stream_drain(held);
+        if (head.stream != 0)
+            stream_drain(held);
         log_append(&held->log, M_STEP, head.stream, payload, head.length);
         connections_changed(held);
         break;

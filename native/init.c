@@ -92,7 +92,7 @@ static int set_up(void) {
     /* The listener first: with 0 to 2 closed a new descriptor would otherwise become one of them. */
     if (fcntl(LISTENER, F_GETFD) < 0 || open_standard_files() < 0)
         return -1;
-    int64_t highest = iodir_open(LISTENER);
+    int64_t highest = iodir_open(LISTENER, session_retire);
     if (highest < 0)
         return -1;
     spawn_limits();

@@ -15,7 +15,7 @@
 
 static int directory = -1;
 
-static int64_t highest_session(void) {
+static int64_t scan_sessions(void (*ended)(uint32_t id)) {
     int copy = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *list = copy < 0 ? NULL : fdopendir(copy);
     if (!list)
@@ -24,14 +24,18 @@ static int64_t highest_session(void) {
     for (struct dirent *entry; (entry = readdir(list));) {
         char *end;
         unsigned long id = strtoul(entry->d_name, &end, 10);
-        if (end != entry->d_name && *end == '.' && id <= SESSION_ID_MAX && (int64_t)id > highest)
+        if (end == entry->d_name || *end != '.' || id > SESSION_ID_MAX)
+            continue;
+        if ((int64_t)id > highest)
             highest = (int64_t)id;
+        if (!strcmp(end, ".status"))
+            ended((uint32_t)id);
     }
     closedir(list);
     return highest;
 }
 
-int64_t iodir_open(int listener) {
+int64_t iodir_open(int listener, void (*ended)(uint32_t id)) {
     struct sockaddr_un address = {0};
     socklen_t size = sizeof address - 1;
     if (getsockname(listener, (struct sockaddr *)&address, &size) < 0)
@@ -43,7 +47,7 @@ int64_t iodir_open(int listener) {
     }
     *slash = 0;
     directory = open(address.sun_path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    return directory < 0 ? -1 : highest_session();
+    return directory < 0 ? -1 : scan_sessions(ended);
 }
 
 int iodir_fd(void) {
@@ -51,7 +55,7 @@ int iodir_fd(void) {
 }
 
 int iodir_file(const char *name, int flags) {
-    autoclose int fd = openat(directory, name, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0644);
+    autoclose int fd = openat(directory, name, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0600);
     struct stat status;
     if (fd < 0 || fstat(fd, &status) < 0)
         return -1;

@@ -5,8 +5,8 @@
 #include <stdint.h>
 
 /* Opens the directory that the listening socket was bound in; its address must be an absolute path.  Returns the
- * highest session number that files in it bear, or -1. */
-int64_t iodir_open(int listener);
+ * highest session number that files in it bear, or -1; calls `ended` for each session that a former init left there. */
+int64_t iodir_open(int listener, void (*ended)(uint32_t id));
 
 int iodir_fd(void);
 

@@ -84,19 +84,22 @@
  * Three descriptors that come with M_START (SCM_RIGHTS) are lent: they become a command's standard files, in place of
  * pipes.  Such a session must have attach=1, has no log and no files in JOB/io, and ends with a pause.
  *
- * FILES that init keeps in /run/serac (JOB/io), each replaced by rename:
+ * FILES that init keeps in /run/serac (JOB/io), each replaced by rename, mode 0600; of sessions that have ended those
+ * of the last 64 and of session 0 are kept:
  *   N.spec                   the session's spec as it was received
- *   N.status                 records: pid=N (in the job's pid namespace), started=NANOSECONDS, running=1, or exit=CODE / signal=N and
- *                            ended=NS; for steps `done=NAME` for each completed one, in order, and `step=NAME` for the
- *                            running one
+ *   N.status                 records: pid=N (in the job's pid namespace), started=NANOSECONDS, running=1, or exit=CODE
+ *                            or signal=N and ended=NANOSECONDS; for steps `done=NAME` for each completed one, in order,
+ *                            and `step=NAME` for the running one
  *   N.log, N.log.old         output; see LOG
  *   ask                      the open request of M_ASK: reason=TEXT, state=JSON, pid=N
  *
  * LOG.  A log file is a `struct log_head` and then messages exactly as sent to attached clients (M_OUTPUT, M_STEP,
  * M_EXIT); `offset` in each is its own logical position: the byte position had the log never been rotated, counted
- * without heads.  When a file reaches half of the limit (LOG_LIMIT, default 256 MiB for both together) it becomes N.log.old and a new one
- * begins.  Each attached client has a cursor in the log and is served from it when its socket takes more: a slow
- * client lags, loses nothing that is still kept, and never slows the session.
+ * without heads.  When a file reaches half of the limit (LOG_LIMIT, default 256 MiB for both together) it becomes
+ * N.log.old and a new one begins.  Each attached client has a cursor in the log and is served from it when its socket
+ * takes more: a slow client lags, loses nothing that is still kept, and never slows the session.  Only the connection
+ * that started a session of pipes with attach=1 is waited for when it lags by 8 MiB, as a pipe would wait: it misses
+ * nothing.
  */
 #pragma once
 #include <stdint.h>

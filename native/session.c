@@ -108,6 +108,8 @@ static void end(struct session *session, int status) {
             log_append(&session->log, M_EXIT, 0, outcome, session_outcome(session, outcome));
         session_write_status(session);
     }
+    if (!session->spec.lent)
+        session_retire(session->id);
     connections_changed(session);
     if (session->id == 0)
         init_main_ended(status);
@@ -120,7 +122,8 @@ static void mark(struct session *session, uint8_t outcome) {
         holder_mark(session, outcome, step);
         return;
     }
-    stream_drain(session);
+    if (outcome != 0) /* what is there when a step begins it may have written itself */
+        stream_drain(session);
     log_append(&session->log, M_STEP, outcome, step, strlen(step));
     connections_changed(session);
 }

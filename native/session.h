@@ -36,6 +36,8 @@ struct session {
 
     struct connection *starter; /* waits for M_STARTED */
     struct connection *feeder;  /* whose M_INPUT standard input takes */
+    struct connection *reader;  /* who started it and stays: for this one alone the session waits, when it lags */
+    bool held;                  /* it waits for its reader */
     unsigned views;             /* connections that watch it, in this process */
 
     pid_t holder;
@@ -69,6 +71,9 @@ int session_signal(struct session *session, int number);
 /* Nobody watches it any more: it goes, if it has ended. */
 void session_unwatched(struct session *session);
 
+/* A session has ended.  The files of the last ones are kept, those of earlier ones removed. */
+void session_retire(uint32_t id);
+
 /* How many haven't ended, and whether any is still in the table. */
 unsigned sessions_live(void);
 bool sessions_linger(void);
@@ -86,6 +91,8 @@ void session_write_status(const struct session *session);
 
 /* stream.c */
 int stream_watch(struct session *session);
+/* Its reader has caught up, or is gone. */
+void stream_go_on(struct session *session);
 void stream_drain(struct session *session);
 void stream_close(struct session *session);
 /* Takes bytes for its input: how many, 0 when there is no room just now (stream_writable follows). */

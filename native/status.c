@@ -6,6 +6,20 @@
 #include <string.h>
 #include <sys/wait.h>
 
+#define ENDED_KEPT 64
+
+void session_retire(uint32_t id) {
+    static uint32_t kept[ENDED_KEPT];
+    static size_t count;
+    static const char *const suffixes[] = {".spec", ".status", ".log", ".log.old"};
+    if (id == 0) /* the job's own command */
+        return;
+    uint32_t earlier = kept[count % ENDED_KEPT];
+    kept[count++ % ENDED_KEPT] = id;
+    for (size_t at = 0; at < 4 && earlier && earlier != id && !session_find(earlier); at++)
+        iodir_remove(session_file(earlier, suffixes[at]).text);
+}
+
 size_t session_outcome(const struct session *session, char out[32]) {
     bool killed = WIFSIGNALED(session->status);
     return (size_t)snprintf(out, 32, "%s=%d", killed ? "signal" : "exit",

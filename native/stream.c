@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #define TERMINAL_DRAIN (1u << 20)
+#define LAG_MAX (8u << 20) /* bytes that a reader may lag behind; far below what the log keeps */
 
 /* Moves what one read gives to the log: its size, 0 when there is nothing more. */
 static size_t pump(struct session *session, int which, size_t most) {
@@ -22,14 +23,26 @@ static size_t pump(struct session *session, int which, size_t most) {
     return 0;
 }
 
+static bool lags(const struct session *session, uint64_t most) {
+    return session->reader && session->log.end > session->reader->cursor + most;
+}
+
+static void output_ready(struct session *session, int which) {
+    pump(session, which, CHUNK_MAX);
+    session->held = lags(session, LAG_MAX);
+    for (int at = 0; at < 2 && session->held; at++)
+        if (session->output[at].fd >= 0)
+            loop_watch(&session->output[at], 0);
+}
+
 static void first_ready(struct source *source, uint32_t events) {
     (void)events;
-    pump(OWNER(source, struct session, output[0]), 0, CHUNK_MAX);
+    output_ready(OWNER(source, struct session, output[0]), 0);
 }
 
 static void second_ready(struct source *source, uint32_t events) {
     (void)events;
-    pump(OWNER(source, struct session, output[1]), 1, CHUNK_MAX);
+    output_ready(OWNER(source, struct session, output[1]), 1);
 }
 
 static void input_ready(struct source *source, uint32_t events) {
@@ -46,6 +59,13 @@ int stream_watch(struct session *session) {
         if (session->output[which].fd >= 0 && loop_watch(&session->output[which], EPOLLIN) < 0)
             return -1;
     return 0;
+}
+
+void stream_go_on(struct session *session) {
+    if (session->held && !lags(session, LAG_MAX / 2)) {
+        session->held = false;
+        stream_watch(session);
+    }
 }
 
 void stream_drain(struct session *session) {

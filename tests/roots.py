@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -114,3 +116,16 @@ def wait_for(probe: Callable[[], object], patience: float = 30.0) -> None:
             return
         time.sleep(0.02)
     pytest.fail(f"not in {patience} s")
+
+
+def on_disk(root: Path) -> dict[str, tuple[int, ...]]:
+    """Every path below a root with its type, mode and owner, of files links, size and time too; of the catalog only
+    that it is there."""
+    found = {}
+    for path in root.rglob("*"):
+        info = path.lstat()
+        facts: tuple[int, ...] = (info.st_mode, info.st_uid, info.st_gid)
+        if stat.S_ISREG(info.st_mode) and not path.name.startswith("catalog.sqlite"):
+            facts += (info.st_nlink, info.st_size, info.st_mtime_ns)
+        found[os.fspath(path)] = facts
+    return found

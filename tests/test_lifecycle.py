@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import leftovers
@@ -202,8 +203,8 @@ def test_files_have_plain_ids_on_disk(engine: Engine, userns: str) -> None:
 def test_limits_hold(engine: Engine) -> None:
     spec = shell("sleep 1000", name="a", limits=Limits(memory=64 << 20, pids=20, cpus=0.5))
     engine.run(spec)
-    ran = inside(engine, "a", "i=0; while [ $i -lt 40 ]; do sleep 100 & i=$((i+1)); done 2>&1 | tail -1; true")
-    assert "fork" in ran
+    refused = inside(engine, "a", "i=0; while [ $i -lt 40 ]; do sleep 1000 >&- 2>&- & i=$((i+1)); done 2>&1; true")
+    assert "fork" in refused
     with pytest.raises(InvalidInput):
         engine.run(shell("true", limits=Limits(memory=100)))
 
@@ -313,6 +314,31 @@ def test_the_same_name_for_forty_jobs_at_once_goes_to_one(engine: Engine) -> Non
         thread.join()
     assert sorted(map(bool, won)) == [False] * 7 + [True]
     assert len(list((engine.config.root / "jobs").iterdir())) == 1
+
+
+def test_who_started_a_session_misses_nothing_however_slow(engine: Engine) -> None:
+    """The log keeps 256 MiB: a session that didn't wait for its reader would be 44 MB ahead of what is kept."""
+    engine.run(JobSpec(base="small", name="a"))
+    wanted = 300_000_000
+    with engine.exec("a", SessionSpec(argv=("head", "-c", str(wanted), "/dev/zero"))) as connection:
+        log = engine.config.root / "jobs" / engine.job("a").id / "io" / f"{connection.session}.log"
+        still = None
+        while log.stat().st_size != still:
+            still = log.stat().st_size
+            time.sleep(0.2)
+        assert sum(len(event.data) for event in connection.events() if isinstance(event, Output)) == wanted
+
+
+def test_the_files_of_ended_sessions_are_bounded(engine: Engine) -> None:
+    engine.run(JobSpec(base="small", name="a"))
+    for _ in range(80):
+        with engine.exec("a", SessionSpec(argv=("true",))) as connection:
+            assert [event.exit for event in connection.events() if isinstance(event, Exit)] == [0]
+    assert [status.id for status in engine.sessions("a")] == list(range(17, 81))
+    engine.pause("a")
+    engine.resume("a")
+    assert inside(engine, "a", "echo on") == "on\n"
+    assert len(engine.sessions("a")) == 64
 
 
 def wait_for_file(engine: Engine, ref: str, path: str, content: str) -> None:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Iterator
-from pathlib import Path
-
 import leftovers
 import pytest
-from roots import inside, shell, until, wait_for
+from roots import inside, on_disk, shell, until, wait_for
 
 from engine import Engine, JobState
 
@@ -23,12 +18,12 @@ WRITES = "echo round >> /log; echo x > /new; rm -f /src/lower; mkdir -p /d/e; ln
 
 
 def test_many_rounds_leave_all_as_it_was(engine: Engine) -> None:
-    host, files = leftovers.count(), dict(described(engine.config.root))
+    host, files = leftovers.count(), on_disk(engine.config.root)
     for number in range(1, ROUNDS + 1):
         one_round(engine, number)
         if number % COUNTED == 0:
             assert leftovers.difference(host, leftovers.settled(host)) == [], f"after round {number}"
-            assert dict(described(engine.config.root)) == files, f"after round {number}"
+            assert on_disk(engine.config.root) == files, f"after round {number}"
     assert (engine.jobs(ended=True), engine.snapshots()) == ([], [])
 
 
@@ -54,21 +49,11 @@ def one_round(engine: Engine, number: int) -> None:
 def test_many_pauses_of_one_job_leave_it_one_layer(engine: Engine) -> None:
     engine.run(shell("while :; do date >> /ticks; sleep 0.01; done", name="a"))
     engine.pause("a")
-    host, files = leftovers.count(), {path for path, _ in described(engine.config.root)}
+    host, files = leftovers.count(), on_disk(engine.config.root).keys()
     for _ in range(50):
         engine.resume("a")
         engine.pause("a")
     assert leftovers.difference(host, leftovers.settled(host)) == []
-    assert {path for path, _ in described(engine.config.root)} == files
+    assert on_disk(engine.config.root).keys() == files
     job = engine.job("a")
     assert (job.state, len(job.layers), job.pauses) == (JobState.PAUSED, 1, 51)
-
-
-def described(root: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every path below a root with its mode, owner, links, and for files size and time; of the catalog the path."""
-    for path in sorted(root.rglob("*")):
-        info = path.lstat()
-        facts: tuple[int, ...] = (info.st_mode, info.st_uid, info.st_gid)
-        if stat.S_ISREG(info.st_mode) and not path.name.startswith("catalog.sqlite"):
-            facts += (info.st_nlink, info.st_size, info.st_mtime_ns)
-        yield os.fspath(path), facts

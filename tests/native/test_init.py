@@ -189,10 +189,10 @@ def test_signal_reaches_the_process_group(job: InitJob) -> None:
     with job.connect() as connection, job.connect() as control:
         status = connection.start(shell("echo up; sleep 1000"), attach=True)
         until(connection.events(), b"up")
-        control.signal(signal.SIGINT, status.id)
-        assert ending(list(connection.events())) == (None, signal.SIGINT)
+        control.signal(signal.SIGTERM, status.id)
+        assert ending(list(connection.events())) == (None, signal.SIGTERM)
         with pytest.raises(NotFound):
-            control.signal(signal.SIGINT, status.id)
+            control.signal(signal.SIGTERM, status.id)
 
     with job.connect() as terminal:
         terminal.start(shell("echo up; sleep 1000", tty=(24, 80)), attach=True)

@@ -1,0 +1,164 @@
+"""No verb takes notice of how much a job has written: 2 GB and 20,000 files cost what 10 MB and 10 files do.
+
+Seen by counts and not by a clock: the bytes and calls that the engine, the programs it waits for and the job's own
+processes read and write; the times of last access, which reading a file or listing a directory moves; the pages that
+the kernel holds of a file. The clock's numbers are printed (``-s``), for people."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from roots import inside
+
+from engine import Engine, JobSpec
+from engine.kernel.cachestat import cachestat
+
+pytestmark = pytest.mark.root
+
+SMALL = "fallocate -l $((10 << 20)) /big; mkdir /dir0; for i in `seq 10`; do echo $i > /dir0/$i; done"
+LARGE = (
+    "fallocate -l $((2 << 30)) /big; "
+    "for i in `seq 0 199`; do mkdir /dir$i; for j in `seq 100`; do echo $j > /dir$i/$j; done; done"
+)
+LONG_AGO = 1_000_000_000
+"""seconds since the epoch; a time of last access before the last change is moved by the next access (relatime)"""
+SLACK = 16 << 10
+"""bytes by which two measurements of the same thing differ: pages of the catalog's log, one message more of init"""
+
+
+class Work(NamedTuple):
+    """What was read and written, in bytes, and in how many calls."""
+
+    read: int
+    written: int
+    calls: int
+
+
+def pause(engine: Engine, name: str) -> Mapping[str, float]:
+    return engine.pause(name).timings
+
+
+def reuse(engine: Engine, name: str) -> Mapping[str, float]:
+    result = engine.resume(name)
+    assert result.strategy == "reuse"
+    return result.timings
+
+
+def stack(engine: Engine, name: str) -> Mapping[str, float]:
+    result = engine.resume(name)
+    assert result.strategy == "stack"
+    return result.timings
+
+
+def fork(engine: Engine, name: str) -> Mapping[str, float]:
+    return engine.fork(engine.job(name).snapshot or "", name=f"{name}-fork").timings
+
+
+Verb = Callable[[Engine, str], Mapping[str, float]]
+
+
+def test_costs_are_flat(engine: Engine) -> None:
+    _, small, large = (costs(engine, name, script) for name, script in (("first", "true"), ("s", SMALL), ("l", LARGE)))
+    for verb in small:
+        assert large[verb].read <= small[verb].read + SLACK, verb
+        assert large[verb].written <= small[verb].written + SLACK, verb
+        assert large[verb].calls <= 1.25 * small[verb].calls, verb
+
+
+def costs(engine: Engine, name: str, script: str) -> dict[str, Work]:
+    """The work of each verb on a job that has run ``script``."""
+    engine.run(JobSpec(base="small", name=name))
+    inside(engine, name, script)
+    snapshot = engine.snapshot(engine.pause(name).snapshot)  # flushes it all
+    upper = engine.config.root / "layers" / snapshot.layers[-1] / "upper"
+    engine.resume(name)
+    found = {verb.__name__: cost(engine, verb, name, upper) for verb in (pause, reuse)}
+    pinned = engine.snapshot_pin(engine.pause(name).snapshot)
+    found |= {verb.__name__: cost(engine, verb, name, upper) for verb in (fork, stack)}
+    for job in (name, f"{name}-fork"):
+        engine.remove(job, force=True)
+    engine.snapshot_remove(pinned.id)
+    return found
+
+
+def cost(engine: Engine, verb: Verb, name: str, upper: Path) -> Work:
+    """The work of one verb; fails when it looked into the upper or copied something from it."""
+    files, layers = list(entries(upper)), engine.config.root / "layers"
+    known = set(layers.iterdir())
+    forget(files)
+    before = work(*processes(engine))
+    timings = verb(engine, name)
+    found = Work(*(now - was for now, was in zip(work(*processes(engine)), before, strict=True)))
+    print(f"\n{verb.__name__} {name}: {found}, {', '.join(f'{step} {ms:.1f} ms' for step, ms in timings.items())}")
+    assert [path for path in files if path.lstat().st_atime != LONG_AGO] == []
+    assert {path: pages(path) for path in files if pages(path)} == {}
+    assert [
+        path for layer in set(layers.iterdir()) - known for path in entries(layer / "upper") if path.name != "upper"
+    ] == []
+    return found
+
+
+def entries(upper: Path) -> Iterator[Path]:
+    """The directory itself and what the job wrote, without what serac puts into each job anew."""
+    yield upper
+    for path in upper.rglob("*"):
+        if path.name == "big" or path.parts[len(upper.parts)].startswith("dir"):
+            yield path
+
+
+def forget(files: list[Path]) -> None:
+    """Set the times of last access back and drop the pages of the files, which are clean."""
+    for path in files:
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+        os.utime(path, (LONG_AGO, path.lstat().st_mtime))
+
+
+def pages(path: Path) -> int:
+    """How much of a file the page cache holds; 0 of a directory."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return 0
+    fd = os.open(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
+    try:
+        return cachestat(fd, 0, 0).cache
+    finally:
+        os.close(fd)
+
+
+def work(*pids: int) -> Work:
+    """What this process, the children it waited for and ``pids`` have done since each began (proc_pid_io(5))."""
+    totals = Work(0, 0, 0)
+    for pid in (os.getpid(), *pids):
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+        facts = {key: int(value) for key, value in (line.split(": ") for line in lines)}
+        new = (facts["rchar"], facts["wchar"], facts["syscr"] + facts["syscw"])
+        totals = Work(*map(sum, zip(totals, new, strict=True)))
+    return totals
+
+
+def processes(engine: Engine) -> list[int]:
+    """All processes of all jobs of a root."""
+    groups = Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}/*/cgroup.kill")
+    return [int(pid) for kill in groups for pid in (kill.parent / "cgroup.procs").read_text().split()]
+
+
+def test_an_access_would_be_seen(tmp_path: Path, root_directory: Path) -> None:
+    directory = root_directory.parent
+    file = directory / "file"
+    file.write_bytes(b"x" * 100_000)
+    os.sync()
+    forget([directory, file])
+    assert pages(file) == 0
+    before = work()
+    assert len(file.read_bytes()) == len(os.listdir(directory)) * 100_000
+    assert work().read - before.read >= 100_000
+    assert file.stat().st_atime != LONG_AGO
+    assert directory.stat().st_atime != LONG_AGO
+    assert pages(file) > 0
