@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from engine.errors import Busy, Damaged, NameTaken, NoSpace, NotFound
+from engine.errors import BadRoot, Busy, Damaged, NameTaken, NoSpace, NotFound
 from engine.model import Base, Job, Layer, Snapshot, Value
 
 VERSION = 1
@@ -216,6 +216,8 @@ def _translated(path: Path) -> Iterator[None]:
             raise NoSpace(message) from error
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise Busy(message) from error
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+            raise BadRoot(message, hint="the root directory must be writable") from error
         raise Damaged(message, hint="is it a serac root, and writable?") from error
     except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
         raise Damaged(f"{path}: {error}", hint="the snapshots' own manifests in layers/ are unharmed") from error

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.errors import InvalidInput
+from engine.errors import InvalidInput, from_os
 
 DEFAULT_ROOT = Path("/var/lib/serac")
 
@@ -48,11 +48,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def load(cls, root: str | os.PathLike[str] | None = None) -> Config:
-        """Raises InvalidInput when config.json isn't what it must be."""
+        """Raises InvalidInput when config.json isn't what it must be, NotPrivileged when it may not be read."""
         path = Path(os.path.abspath(root or os.environ.get("SERAC_ROOT") or DEFAULT_ROOT))
         file = path / "config.json"
         try:
-            settings = msgspec.json.decode(file.read_bytes(), type=Settings) if file.exists() else Settings()
+            settings = msgspec.json.decode(file.read_bytes(), type=Settings)
+        except (FileNotFoundError, NotADirectoryError):
+            settings = Settings()
+        except PermissionError as error:
+            raise from_os(error, "read the settings") from error
+        except OSError as error:
+            raise InvalidInput(f"{file}: {error.strerror}", hint="config.json must be a file") from error
         except msgspec.DecodeError as error:
             raise InvalidInput(f"{file}: {error}", hint="fields and defaults are in engine/config.py") from error
         run = Path(settings.run) if settings.run else Path("/run/serac") / cls.tag(path)

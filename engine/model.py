@@ -70,6 +70,27 @@ class Limits(Value, frozen=True, kw_only=True):
     pids: int | None = None
 
 
+LIMIT_RANGES: dict[str, tuple[float, float]] = {
+    "memory": (4 << 20, 1 << 50),
+    "cpus": (0.01, 4096),
+    "pids": (8, 1 << 22),
+}
+"""Lowest and highest value of each: below not even init comes up, above the kernel or good sense refuses."""
+
+DENIALS = (
+    "io_uring",
+    "landlock",
+    "userfaultfd",
+    "perf",
+    "bpf",
+    "keyring",
+    "namespaces",
+    "fanotify",
+    "memfd_secret",
+)
+"""What ``JobSpec.allow`` may name: groups of system calls that jobs are denied; ``allow`` in native/protocol.h."""
+
+
 class JobSpec(Value, frozen=True, kw_only=True):
     """What to run, and in what. With neither ``argv`` nor ``steps`` the job stays up for ``exec`` until stopped."""
 
@@ -87,7 +108,7 @@ class JobSpec(Value, frozen=True, kw_only=True):
     limits: Limits = Limits()
     labels: dict[str, str] = {}
     allow: tuple[str, ...] = ()
-    """seccomp denials to lift, see ``allow`` in native/protocol.h"""
+    """of ``DENIALS``, those to lift"""
     state: Any = None
     """the caller's own JSON value; travels in every snapshot's context"""
 

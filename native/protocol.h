@@ -133,7 +133,7 @@ enum message_type {
     M_ANSWER = 16,  /* client outside -> init -> asker: payload records outcome=resumed|forked|refused, text=, state= */
     M_QUIESCE = 17, /* client outside: every connection but none of the sessions is closed, this one last, after M_OK */
     M_OK = 18,
-    M_ERROR = 19,   /* `stream` 0, `offset` errno, payload: step or reason as text */
+    M_ERROR = 19, /* `stream` 0, `offset` errno, payload: step or reason as text */
 };
 
 struct message {

@@ -47,7 +47,8 @@ def one_round(engine: Engine, number: int) -> None:
 
 
 def test_many_pauses_of_one_job_leave_it_one_layer(engine: Engine) -> None:
-    engine.run(shell("while :; do date >> /ticks; sleep 0.01; done", name="a"))
+    engine.run(shell("while :; do date >> /ticks; echo tick; sleep 0.01; done", name="a"))
+    until(engine, "a", b"tick\n")
     engine.pause("a")
     host, files = leftovers.count(), on_disk(engine.config.root).keys()
     for _ in range(50):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from argparse import Namespace
@@ -38,7 +37,7 @@ def cp(args: Namespace, out: Output) -> int:
         _check_stream(out)
     with open_engine(args) as engine:
         if target is not None:
-            engine.copy_in(target[0], sys.stdin.buffer if args.source == "-" else _local(args.source), target[1])
+            engine.copy_in(target[0], sys.stdin.buffer if args.source == "-" else args.source, target[1])
         elif source is not None:
             engine.copy_out(source[0], source[1], sys.stdout.buffer if args.target == "-" else args.target)
     if out.json:
@@ -54,12 +53,6 @@ def _inside(text: str) -> tuple[str, str] | None:
     if not match[2].startswith("/"):
         raise BadPath(f"{text}: the path in the job must be absolute")
     return match[1], match[2]
-
-
-def _local(path: str) -> str:
-    if not os.path.lexists(path):
-        raise InvalidInput(f"{path}: no such file or directory", hint="the source must exist")
-    return path
 
 
 def _check_stream(out: Output) -> None:

@@ -9,7 +9,7 @@ import re
 from argparse import ArgumentTypeError
 from typing import Any
 
-from engine.model import Step
+from engine.model import LIMIT_RANGES, Step
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:iB|B)?", re.IGNORECASE | re.ASCII)
@@ -18,10 +18,6 @@ SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 ENV_NAME = re.compile(r"[^=\0]+")
 CONTROL = re.compile(r"(?:ctrl-|\^)([a-z@\[\\\]^_])", re.IGNORECASE | re.ASCII)
 
-MEMORY = (4 << 20, 1 << 50)
-CPUS = (0.01, 4096.0)
-PIDS = (8, 1 << 22)
-
 
 def memory(text: str) -> int:
     """Bytes: ``512M``, ``2G``, ``1.5GiB`` or a plain number of bytes; K, M, G and T are powers of 1024."""
@@ -29,19 +25,19 @@ def memory(text: str) -> int:
     if not match:
         raise ArgumentTypeError(f"{text!r} is no size (examples: 512M, 2G, 1073741824)")
     size = int(float(match[1]) * UNITS[match[2].upper()])
-    return int(_within(size, MEMORY, text, "4M to 1024T"))
+    return int(_within(size, "memory", text, "4M to 1024T"))
 
 
 def cpus(text: str) -> float:
     """Processors: ``2``, ``0.5``."""
-    return _within(_number(text), CPUS, text, "0.01 to 4096 processors")
+    return _within(_number(text), "cpus", text, "0.01 to 4096 processors")
 
 
 def pids(text: str) -> int:
     """How many processes and threads."""
     if not re.fullmatch(r"[0-9]+", text):
         raise ArgumentTypeError(f"{text!r} is no whole number")
-    return int(_within(int(text), PIDS, text, f"{PIDS[0]} to {PIDS[1]} processes"))
+    return int(_within(int(text), "pids", text, "8 to 4194304 processes"))
 
 
 def duration(text: str) -> float:
@@ -113,7 +109,8 @@ def _number(text: str) -> float:
     return float(text)
 
 
-def _within(number: float, limits: tuple[float, float], text: str, meaning: str) -> float:
-    if not limits[0] <= number <= limits[1]:
+def _within(number: float, limit: str, text: str, meaning: str) -> float:
+    lowest, highest = LIMIT_RANGES[limit]
+    if not lowest <= number <= highest:
         raise ArgumentTypeError(f"{text} is out of range: {meaning}")
     return number

@@ -36,11 +36,11 @@ class Root:
         places = (self.bases, self.layers, self.jobs, self.tmp, self.mounts, self.run_jobs)
         if all(place.is_dir() for place in places):
             return
+        from engine.doctor import check_root_filesystem
+
+        check_root_filesystem(self.config.root)
         try:
             self.config.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            from engine.doctor import check_root_filesystem
-
-            check_root_filesystem(self.config.root)
             for place in places:
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

@@ -19,11 +19,19 @@ from engine import layers, network, store
 from engine.errors import InvalidInput
 from engine.lifecycle import mounting, processes, remove, sessions
 from engine.lifecycle.root import Root, check_name, now
-from engine.model import Address, ForkResult, Job, JobSpec, JobState, Layer, SessionSpec, Snapshot
+from engine.model import (
+    DENIALS,
+    LIMIT_RANGES,
+    Address,
+    ForkResult,
+    Job,
+    JobSpec,
+    JobState,
+    Layer,
+    SessionSpec,
+    Snapshot,
+)
 from engine.steps import record, step
-
-LIMIT_LOWEST = {"memory": 4 << 20, "cpus": 0.01, "pids": 8}
-"""below these not even init comes up"""
 
 
 def run(root: Root, spec: JobSpec, *, terminal: tuple[int, int] | None) -> Job:
@@ -59,10 +67,13 @@ def check(spec: JobSpec) -> None:
     names = [entry.name for entry in spec.steps]
     if len(set(names)) != len(names):
         raise InvalidInput("two steps have the same name")
-    for name, lowest in LIMIT_LOWEST.items():
+    for name, (lowest, highest) in LIMIT_RANGES.items():
         value = getattr(spec.limits, name)
-        if value is not None and value < lowest:
-            raise InvalidInput(f"limit {name} is below {lowest}: {value}")
+        if value is not None and not lowest <= value <= highest:
+            raise InvalidInput(f"limit {name} is out of range: {value}", hint=f"{lowest} to {highest}")
+    for denial in spec.allow:
+        if denial not in DENIALS:
+            raise InvalidInput(f"allow: {denial!r} is no denial", hint=f"one of {', '.join(DENIALS)}")
     for text in (*spec.argv, *spec.env, *spec.env.values(), *names, *(entry.script for entry in spec.steps)):
         if "\0" in text:
             raise InvalidInput("a NUL byte can't be in a command, a step or the environment")

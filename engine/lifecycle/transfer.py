@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from engine import copy, session
-from engine.errors import BadPath, SeracError
+from engine.errors import BadPath, InvalidInput, SeracError
 from engine.lifecycle import chains, processes
 from engine.lifecycle.root import Root, require
 from engine.model import Job, JobState, SessionSpec
@@ -23,8 +23,11 @@ _PROBLEM_MAX = 4096
 
 
 def copy_in(root: Root, job: Job, source: str | BinaryIO, target: str) -> None:
-    """``source``: a path of the host, or a tar stream. Raises BadPath, WrongState (the job doesn't run)."""
+    """``source``: a path of the host, or a tar stream. Raises InvalidInput (no such source), BadPath, WrongState (the
+    job doesn't run)."""
     require(job, JobState.RUNNING, verb="copy into")
+    if isinstance(source, str) and not os.path.lexists(source):
+        raise InvalidInput(f"{source}: no such file or directory", hint="the source must exist")
     with _worker(root, job, ("unpack", target), feed=True) as stream:
         if isinstance(source, str):
             copy.pack_host(source, stream)

@@ -145,6 +145,8 @@ class Connection:
         try:
             reply = self._reply(Type.ATTACHED)
         except _Refused as refusal:
+            if refusal.errno == errno.ESRCH:
+                raise NotFound(f"no session {session} runs in the job") from refusal
             raise _error(refusal) from refusal
         spec = files.spec(self._io, session)
         self.session, self.tty = session, spec is not None and spec.tty is not None
