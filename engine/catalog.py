@@ -3,13 +3,13 @@
 The catalog may lag behind the disk, never lead it. `Catalog.transaction` is the only way to write; with
 ``durable=True`` it returns when the commit is on the device, else a power cut may take back the last commits
 (whole, in order), which is enough for intents: a power cut takes the processes with it.
-
-A connection belongs to one thread; the catalog opens one for each thread that asks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -34,40 +34,82 @@ PRAGMA user_version = 1;
 _BUSY_TIMEOUT = 30.0
 """seconds a writer waits for another one; every transaction is a few rows"""
 
+_IDLE_MAX = 4
+"""connections kept for the next one who asks"""
+
 Document = TypeVar("Document", bound=Value)
 
 
 class Catalog:
-    """One catalog file. Every method may be called from any thread."""
+    """One catalog file. Every method may be called from any thread.
+
+    Within a `transaction` reads see what it has written, and nobody else can write: what is decided on what was read
+    there still holds when it is committed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._local = threading.local()
-        self._opened: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
+        self._process = os.getpid()
         self._guard = threading.Lock()
-        with _translated(path):
-            self._prepare()
+        self._current: contextvars.ContextVar[sqlite3.Connection | None] = contextvars.ContextVar(
+            "current", default=None
+        )
+        with _translated(path), self._borrowed() as connection:
+            _prepare(connection, path)
 
     def close(self) -> None:
         with self._guard:
-            for connection in self._opened:
-                connection.close()
-            self._opened.clear()
-        self._local = threading.local()
+            while self._idle:
+                self._idle.pop().close()
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[Transaction]:
         """All of it or nothing. Raises NoSpace, Busy, Damaged; the block's own exceptions roll it back."""
-        with _translated(self._path):
-            connection = self._connection()
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            connection.execute("BEGIN IMMEDIATE")
+        with _translated(self._path), self._borrowed() as connection:
+            token = None
             try:
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                connection.execute("BEGIN IMMEDIATE")
+                token = self._current.set(connection)
                 yield Transaction(connection)
                 connection.execute("COMMIT")
-            except BaseException:
-                connection.rollback()
-                raise
+            finally:
+                if token is not None:
+                    self._current.reset(token)
+                if connection.in_transaction:
+                    connection.rollback()
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        """The transaction's connection inside of one, else an idle or a new one, for this thread alone."""
+        current = self._current.get()
+        if current is not None:
+            yield current
+            return
+        connection = self._take()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        with self._guard:
+            if len(self._idle) < _IDLE_MAX:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _take(self) -> sqlite3.Connection:
+        with self._guard:
+            if self._process != os.getpid():
+                # SQLite's connections don't survive a fork(2) of the host program; not even closing them is allowed.
+                _forked_away.extend(self._idle)
+                self._idle.clear()
+                self._process = os.getpid()
+            if self._idle:
+                return self._idle.pop()
+        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
 
     def jobs(self) -> list[Job]:
         return self._all("SELECT document FROM job", (), Job)
@@ -80,6 +122,13 @@ class Catalog:
         """By id, by name or by an unambiguous beginning of the id. Raises NotFound."""
         named = self._all("SELECT document FROM job WHERE name = ?", (ref,), Job)
         return named[0] if named else self._by_id("job", ref, Job)
+
+    def job_with(self, job_id: str) -> Job:
+        """By its whole id, never by name. Raises NotFound."""
+        found = self._all("SELECT document FROM job WHERE id = ?", (job_id,), Job)
+        if not found:
+            raise NotFound(f"no job {job_id}")
+        return found[0]
 
     def snapshots(self) -> list[Snapshot]:
         return self._all("SELECT document FROM snapshot", (), Snapshot)
@@ -102,9 +151,8 @@ class Catalog:
         return self._named(named[0] if named else self._by_id("base", ref, Base))
 
     def _named(self, base: Base) -> Base:
-        with _translated(self._path):
-            rows = self._connection().execute("SELECT name FROM tag WHERE base = ? ORDER BY name", (base.digest,))
-            return msgspec.structs.replace(base, names=tuple(name for (name,) in rows))
+        rows = self._rows("SELECT name FROM tag WHERE base = ? ORDER BY name", (base.digest,))
+        return msgspec.structs.replace(base, names=tuple(name for (name,) in rows))
 
     def _by_id(self, table: str, ref: str, kind: type[Document]) -> Document:
         # A range instead of LIKE: uses the index, and nothing in `ref` is a wildcard.
@@ -118,35 +166,29 @@ class Catalog:
 
     def _all(self, query: str, values: tuple[str, ...], kind: type[Document]) -> list[Document]:
         with _translated(self._path):
-            rows = self._connection().execute(query, values).fetchall()
-            return [msgspec.json.decode(document, type=kind) for (document,) in rows]
+            return [msgspec.json.decode(document, type=kind) for (document,) in self._rows(query, values)]
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(
-                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-            )
-            connection.execute("PRAGMA foreign_keys = ON")
-            self._local.connection = connection
-            with self._guard:
-                self._opened.append(connection)
-        return connection
+    def _rows(self, query: str, values: tuple[str, ...]) -> list[Any]:
+        with _translated(self._path), self._borrowed() as connection:
+            return connection.execute(query, values).fetchall()
 
-    def _prepare(self) -> None:
-        connection = self._connection()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == VERSION:
-            return
-        if version > VERSION:
-            raise Damaged(f"{self._path} was written by a newer serac (format {version})", hint="upgrade serac")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("BEGIN IMMEDIATE")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA.split(";\n"):
-                connection.execute(statement)
-        connection.execute("COMMIT")
+
+_forked_away: list[sqlite3.Connection] = []
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == VERSION:
+        return
+    if version > VERSION:
+        raise Damaged(f"{path} was written by a newer serac (format {version})", hint="upgrade serac")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        for statement in _SCHEMA.split(";\n"):
+            connection.execute(statement)
+    connection.execute("COMMIT")
 
 
 class Transaction:
@@ -216,7 +258,7 @@ def _translated(path: Path) -> Iterator[None]:
             raise NoSpace(message) from error
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise Busy(message) from error
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
             raise BadRoot(message, hint="the root directory must be writable") from error
         raise Damaged(message, hint="is it a serac root, and writable?") from error
     except (sqlite3.DatabaseError, msgspec.DecodeError) as error:

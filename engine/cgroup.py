@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine.errors import HostLacks, InvalidInput, SeracError, Timeout, from_os
+from engine.errors import HostLacks, InvalidInput, Timeout, from_os
 from engine.kernel.mountinfo import mounts
 from engine.model import Limits, Value
 
@@ -23,6 +23,7 @@ _PERIOD = 100_000
 """microseconds of a cpu quota's period, the kernel's default"""
 
 _RACES = 20
+_GONE = {errno.ENOENT, errno.ENODEV}
 
 
 class Hierarchies(Value, frozen=True, kw_only=True):
@@ -62,25 +63,45 @@ def locate(host: Hierarchies, tag: str, job: str, limits: Limits) -> Group:
     return Group(path=f"{host.unified}/{below}", legacy=tuple(sorted(f"{top}/{below}" for top in legacy)))
 
 
+def everywhere(host: Hierarchies, tag: str, job: str) -> Group:
+    """The groups that a job may have left, whatever its limits were."""
+    below = f"serac/{tag}/{job}"
+    return Group(
+        path=f"{host.unified}/{below}", legacy=tuple(f"{top}/{below}" for top in set(host.controllers.values()))
+    )
+
+
+def leftover(host: Hierarchies, tag: str) -> set[str]:
+    """Ids of all jobs of a root that have a group anywhere."""
+    tops = {host.unified, *host.controllers.values()}
+    found: set[str] = set()
+    for top in tops:
+        with contextlib.suppress(FileNotFoundError):
+            found |= {entry.name for entry in os.scandir(f"{top}/serac/{tag}") if entry.is_dir()}
+    return found
+
+
 def create(host: Hierarchies, group: Group, limits: Limits) -> None:
     """Make the groups and set the limits. Raises HostLacks when a controller for a limit is nowhere to be had,
     InvalidInput when the kernel refuses the value."""
     below = [name for name in _wanted(limits) if name not in host.controllers]
-    try:
-        _made(functools.partial(_make, Path(group.path), Path(host.unified), below))
-        for path in group.legacy:
-            _made(functools.partial(Path(path).mkdir, parents=True))
-        for name, file, value in _settings(limits, legacy=host.controllers):
-            directory = _legacy_path(host, group, name) or group.path
-            _write(Path(directory, file), value)
-    except OSError as error:
-        remove(group)
-        if error.errno in (errno.EINVAL, errno.ERANGE, errno.EBUSY):
-            raise InvalidInput(f"the kernel refuses the limit: {error}") from error
-        raise from_os(error, "create control group") from error
-    except SeracError:
-        remove(group)
-        raise
+    with contextlib.ExitStack() as undo:
+        undo.callback(remove, group)
+        try:
+            _made(functools.partial(_make, Path(group.path), Path(host.unified), below))
+            for path in group.legacy:
+                _made(functools.partial(Path(path).mkdir, parents=True))
+            for name, file, value in _settings(limits, legacy=host.controllers):
+                directory = _legacy_path(host, group, name) or group.path
+                _write(Path(directory, file), value)
+        except FileExistsError as error:
+            undo.pop_all()  # it isn't ours
+            raise from_os(error, "create control group") from error
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ERANGE, errno.EBUSY):
+                raise InvalidInput(f"the kernel refuses the limit: {error}") from error
+            raise from_os(error, "create control group") from error
+        undo.pop_all()
 
 
 def freeze(group: Group, *, timeout: float) -> None:
@@ -110,26 +131,30 @@ def kill(group: Group, *, timeout: float) -> None:
             _write(Path(group.path, "cgroup.kill"), "1")
             if events.wait("populated 0", timeout):
                 return
-    except FileNotFoundError:
-        return
     except OSError as error:
+        if error.errno in _GONE:
+            return
         raise from_os(error, "kill") from error
     raise Timeout(f"processes of the job survive SIGKILL for {timeout:g} s", hint="they are stuck in the kernel")
 
 
 def populated(group: Group) -> bool:
-    try:
-        return "populated 1" in Path(group.path, "cgroup.events").read_text()
-    except FileNotFoundError:
-        return False
+    return "populated 1" in _read(Path(group.path, "cgroup.events"))
 
 
 def pids(group: Group) -> list[int]:
     """The job's processes, as this process sees them."""
+    return [int(line) for line in _read(Path(group.path, "cgroup.procs")).split()]
+
+
+def _read(path: Path) -> str:
+    """Empty where the group is gone, which may happen between opening the file and reading it."""
     try:
-        return [int(line) for line in Path(group.path, "cgroup.procs").read_text().split()]
-    except FileNotFoundError:
-        return []
+        return path.read_text()
+    except OSError as error:
+        if error.errno in _GONE:
+            return ""
+        raise from_os(error, "look at control group") from error
 
 
 def remove(group: Group) -> None:

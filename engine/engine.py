@@ -21,8 +21,8 @@ import msgspec
 
 from engine import launch, session
 from engine.config import Config
-from engine.errors import Timeout, ToolMissing
-from engine.lifecycle import observe, pause, processes, recover, remove, resume, run, sessions, stop
+from engine.errors import Busy, Timeout, ToolMissing
+from engine.lifecycle import pause, processes, recover, remove, resume, run, sessions, stop
 from engine.lifecycle.pause import Mode
 from engine.lifecycle.root import Root, require
 from engine.model import (
@@ -46,6 +46,10 @@ from engine.session import Connection, Event
 if TYPE_CHECKING:
     from engine.base import Source
     from engine.lifecycle.bases import Progress
+
+
+_LOOK = 1.0
+"""seconds between two looks at a job that is waited for"""
 
 
 class Engine:
@@ -119,21 +123,23 @@ class Engine:
 
     def jobs(self, *, ended: bool = False) -> list[Job]:
         """Jobs by age; without ``ended`` only those that run or can go on."""
-        found = [observe.look(self._root, job) for job in self._root.catalog.jobs()]
+        found = [recover.look(self._root, job) for job in self._root.catalog.jobs()]
         return sorted((job for job in found if ended or job.state not in ENDED), key=lambda job: job.created)
 
     def job(self, ref: str) -> Job:
-        return observe.look(self._root, self._root.catalog.job(ref))
+        return recover.look(self._root, self._root.catalog.job(ref))
 
     def wait(self, ref: str, *, timeout: float | None = None) -> Job:
         """Wait until a job has ended or is paused. Raises Timeout; None = wait for ever."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (job := self.job(ref)).state not in {JobState.PAUSED, *ENDED}:
-            left = None if deadline is None else deadline - time.monotonic()
-            if (left is not None and left <= 0) or not processes.wait_init(self._root, job, timeout=left):
+            left = _LOOK if deadline is None else deadline - time.monotonic()
+            if left <= 0:
                 raise Timeout(f"job {job.name} is still {job.state}")
-            with recover.taken(self._root, job.id):
-                pass  # whoever ended or paused it holds the lock until it is done
+            # Not for ever: the engine that had frozen it may have died.
+            if processes.wait_init(self._root, job, timeout=min(left, _LOOK)):
+                with recover.taken(self._root, job.id):
+                    pass  # whoever ended or paused it holds the lock until it is done
         return job
 
     def stop(self, ref: str, *, grace: float | None = None) -> Job:
@@ -143,7 +149,8 @@ class Engine:
 
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Remove a paused or ended job (``force``: any) with its upper, logs and the snapshot it is paused to."""
-        with recover.taken(self._root, ref) as job:
+        # By force even a job that can't be mended.
+        with self._root.locked(ref) if force else recover.taken(self._root, ref) as job:
             remove.remove(self._root, job, force=force)
 
     def freeze(self, ref: str) -> Job:
@@ -231,10 +238,12 @@ class Engine:
         with recover.taken(self._root, ref) as job:
             return pause.pause(self._root, job, mode=mode, labels=labels or {}, state=state)
 
-    def resume(self, ref: str) -> ResumeResult:
-        """Let a paused job go on. A resume that fails leaves it paused."""
+    def resume(self, ref: str, *, workdir: str | None = None) -> ResumeResult:
+        """Let a paused job go on. A resume that fails leaves it paused.
+
+        ``workdir``: where its command starts, if not where it began (that directory may be gone)."""
         with recover.taken(self._root, ref) as job:
-            return resume.resume(self._root, job)
+            return resume.resume(self._root, job, workdir=workdir)
 
     def fork(self, ref: str, *, name: str | None = None) -> ForkResult:
         """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from."""
@@ -252,6 +261,8 @@ class Engine:
         """A pinned snapshot outlives its job, and the job's resume stacks on it instead of writing its layer again."""
         with self._root.catalog.transaction(durable=True) as transaction:
             snapshot = msgspec.structs.replace(self._root.catalog.snapshot(ref), pinned=pinned)
+            if any(job.upper == snapshot.layers[-1] for job in self._root.catalog.jobs_in(JobState.RESUMING)):
+                raise Busy(f"snapshot {snapshot.id} is being resumed", hint="pin it before the resume")
             transaction.put_snapshot(snapshot)
         return snapshot
 

@@ -82,14 +82,14 @@ def launch(spec: LaunchSpec, *, timeout: float, network: Callable[[int], None] |
         passed = [init, *(fd for fd in (spec.stdin, spec.stdout, spec.stderr) if fd is not None)]
         records = [*_records(spec), ("init", f"{init}:{init_inside()}")]
         go = None
-        if network is not None:
-            hold, go = os.pipe()
-            stack.callback(os.close, go)
-            records.append(("hold", str(hold)))
-            passed.append(hold)
-        process = stack.enter_context(_started("run", passed))
-        if network is not None:
-            os.close(hold)
+        with contextlib.ExitStack() as theirs:
+            if network is not None:
+                hold, go = os.pipe()
+                stack.callback(os.close, go)
+                theirs.callback(os.close, hold)
+                records.append(("hold", str(hold)))
+                passed.append(hold)
+            process = stack.enter_context(_started("run", passed))
         return _watch(process, _encode(records), deadline=time.monotonic() + timeout, network=network, go=go)
 
 
@@ -186,9 +186,11 @@ def _watch(
 
 def _report(fd: int, deadline: float) -> Iterator[tuple[str, str]]:
     buffer, size = b"", 0
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
     while True:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
+        if left <= 0 or not poller.poll(left * 1000):
             raise Timeout("serac-launch did not finish in time")
         chunk = os.read(fd, 4096)
         size += len(chunk)

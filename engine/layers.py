@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.errors import InvalidInput, from_os
+from engine.errors import Damaged, InvalidInput, from_os
 from engine.model import Job, Layer, Snapshot, Strategy, Value
 from engine.store import remove_tree, write_aside
 
@@ -118,6 +118,17 @@ def seal(directory: Path, snapshot: Snapshot) -> None:
         write_aside(directory / "snapshot.json", msgspec.json.encode(snapshot))
     except OSError as error:
         raise from_os(error, "seal layer") from error
+
+
+def manifest(directory: Path) -> Snapshot | None:
+    """The snapshot that a sealed layer tops; None where there is no manifest. Raises Damaged."""
+    file = directory / "snapshot.json"
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Snapshot)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise Damaged(f"{file}: {error}") from error
 
 
 def unseal(directory: Path) -> None:

@@ -198,6 +198,8 @@ class Job(Value, frozen=True, kw_only=True):
     """the layer that the job writes, None while it is paused"""
     snapshot: str | None = None
     """the snapshot it was last paused to, or is being resumed from"""
+    pending: tuple[SessionSpec, ...] = ()
+    """sessions that a resume has still to start; not empty only between its commit and its end"""
     address: Address | None = None
     created: float = 0.0
     started: float | None = None

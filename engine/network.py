@@ -35,6 +35,7 @@ from engine.errors import (
     InvalidInput,
     NoSpace,
     NotPrivileged,
+    SeracError,
     ToolFailed,
     WrongState,
     from_os,
@@ -272,12 +273,20 @@ def _write(descriptor: int, state: _State) -> None:
 
 
 def _install(held: int, config: Config, subnet: ipaddress.IPv4Network) -> None:
-    """The root's table and forwarding, put right if something took them away."""
-    _nft("-f", "-", rules=_RULES.format(table=_table(config), prefix=_prefix(config), subnet=subnet))
+    """The root's table and forwarding, put right if something took them away.
+
+    They are written down before they are made, so that what isn't there in writing needs no undoing."""
     state = _read(held) or _State(ip_forward=IP_FORWARD.read_text().strip(), roots=[])
-    if config.name not in state.roots:
+    known = config.name in state.roots
+    if not known:
         state.roots.append(config.name)
         _write(held, state)
+    try:
+        _nft("-f", "-", rules=_RULES.format(table=_table(config), prefix=_prefix(config), subnet=subnet))
+    except SeracError:  # nft does all of it or nothing
+        if not known:
+            _forget(held, config, state)
+        raise
     IP_FORWARD.write_text("1")
 
 
@@ -285,11 +294,16 @@ def _uninstall(held: int, config: Config) -> None:
     """The reverse of ``_install``, however far that came, unless the root still has a pair."""
     if _has_links(config):
         return
-    table = _table(config)
-    _nft("-f", "-", rules=f"table inet {table}\ndelete table inet {table}\n")
     state = _read(held)
     if state is None or config.name not in state.roots:
         return
+    table = _table(config)
+    _nft("-f", "-", rules=f"table inet {table}\ndelete table inet {table}\n")
+    _forget(held, config, state)
+
+
+def _forget(held: int, config: Config, state: _State) -> None:
+    """The root relies on the host's forwarding no more."""
     state.roots.remove(config.name)
     if state.roots:
         _write(held, state)

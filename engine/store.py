@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.errors import Busy
+from engine.errors import Busy, from_os
 
 _POLL = 0.005
 """seconds between two tries to get a lock: flock has no timeout of its own"""
@@ -50,6 +50,18 @@ def write_aside(path: Path, content: bytes, *, mode: int = 0o600, flush: bool = 
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def reserve(path: Path, size: int) -> None:
+    """A file that takes ``size`` bytes of the disk, so that removing it gives them back. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(fd)
 
 
 def sync_directory(path: Path) -> None:
@@ -92,33 +104,67 @@ def _same(fd: int, directory: Path) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def intent(tmp: Path, name: str, *, timeout: float) -> Iterator[Path]:
-    """Work on directories that the catalog doesn't know yet, or no more: yields a scratch directory of one's own.
+class Intent:
+    """A marker in ``tmp/`` and the scratch directory that it is."""
 
-    It is removed at the end, with what was left in it."""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.open = True
+        """whether a failure of the block leaves something that only a sweep puts right"""
+
+    def undone(self) -> None:
+        """What the block began is undone: its failure needs no sweep."""
+        self.open = False
+
+
+@contextlib.contextmanager
+def intent(tmp: Path, name: str, *, timeout: float) -> Iterator[Intent]:
+    """Work on directories that the catalog doesn't know yet, or no more.
+
+    The marker goes at the end, and stays with its contents removed when the block failed and nobody said `undone`.
+    On a full disk there is no marker, because removals must work there most of all; what is half done is then found
+    by the sweep that the next marker calls for."""
     with locked(tmp, timeout=timeout, shared=True):
-        scratch = tmp / f"{name}.{secrets.token_hex(4)}"
-        scratch.mkdir(mode=0o700)
+        marker = Intent(tmp / f"{name}.{secrets.token_hex(4)}")
         try:
-            yield scratch
-        finally:
-            remove_tree(scratch)
+            marker.path.mkdir(mode=0o700)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise from_os(error, "begin") from error
+        try:
+            yield marker
+        except BaseException:
+            for left in marker.path.iterdir() if marker.path.is_dir() else ():
+                remove_tree(left)
+            if not marker.open:
+                remove_tree(marker.path)
+            raise
+        remove_tree(marker.path)
+
+
+class Sweep:
+    """``markers``: the traces of crashes; ``complete``: whether they may go."""
+
+    def __init__(self, markers: list[Path]) -> None:
+        self.markers = markers
+        self.complete = False
 
 
 @contextlib.contextmanager
-def sweeping(tmp: Path) -> Iterator[bool]:
-    """Yields whether a sweep is due and nobody is at work: then everything in ``tmp`` is the trace of a crash."""
-    if not any(tmp.iterdir()):
-        yield False
-        return
-    try:
-        with locked(tmp, timeout=0):
-            yield True
-            for leftover in tmp.iterdir():
-                remove_tree(leftover)
-    except Busy:
-        yield False
+def sweeping(tmp: Path) -> Iterator[Sweep]:
+    """The markers of crashes, while nobody is at work; none when there was no crash, or when somebody is."""
+    with contextlib.ExitStack() as stack:
+        markers = list(tmp.iterdir())
+        try:
+            if markers:
+                stack.enter_context(locked(tmp, timeout=0))
+                markers = list(tmp.iterdir())
+        except Busy:
+            markers = []
+        sweep = Sweep(markers)
+        yield sweep
+        for marker in markers if sweep.complete else ():
+            remove_tree(marker)
 
 
 def remove_tree(path: Path) -> None:
@@ -138,4 +184,5 @@ def _remove_full(path: Path) -> None:
     command = ["rm", "-rf", "--one-file-system", "--", os.fspath(path)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
-        raise OSError(errno.EBUSY, done.stderr.strip().splitlines()[-1], os.fspath(path))
+        lines = done.stderr.strip().splitlines() or [f"rm ended with status {done.returncode}"]
+        raise OSError(errno.EBUSY, lines[-1], os.fspath(path))

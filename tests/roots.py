@@ -25,6 +25,7 @@ BUSYBOX = "/bin/busybox"
 def small_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root filesystem of two megabytes."""
     tree = tmp_path_factory.mktemp("small")
+    tree.chmod(0o755)
     for name in ("bin", "sbin", "usr/bin", "usr/sbin", "etc", "root", "tmp", "src"):
         (tree / name).mkdir(parents=True)
     shutil.copy(BUSYBOX, tree / "bin/busybox")

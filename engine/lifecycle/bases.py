@@ -13,7 +13,8 @@ Removal: 1 COMMIT: the row and its tags go; 2 unmount; 3 the bytes go. Killed af
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine import archive, base, store
@@ -21,7 +22,7 @@ from engine.base import Source
 from engine.errors import InUse, from_os
 from engine.lifecycle import chains, mounting
 from engine.lifecycle.root import Root, check_name, now
-from engine.model import Base, Snapshot, SnapshotSource, Warmth
+from engine.model import Base, SnapshotSource, Warmth
 from engine.steps import step
 
 Progress = Callable[[str, int, int], None]
@@ -30,25 +31,36 @@ Progress = Callable[[str, int, int], None]
 
 def build(root: Root, name: str, source: Source | SnapshotSource, *, progress: Progress | None = None) -> Base:
     check_name(name)
-    snapshot = root.catalog.snapshot(source.snapshot) if isinstance(source, SnapshotSource) else None
-    with root.intent(f"base-{name}") as scratch:
-        tree, image = scratch / "tree", scratch / "image"
-        with step("base.unpack"):
-            _tell(progress, "unpack")
-            tree.mkdir()
-            env = _unpack(root, source, snapshot, tree, scratch)
-        with step("base.image"):
-            base.prepare(tree)
-            image.mkdir(mode=0o700)
-            archive.build_image(tree, image, progress=_part(progress, "image"))
-        with step("base.place"):
-            digest = archive.image_digest(image)
-            _place(image, root.bases / digest)
-        built = Base(digest=digest, size=_size(root.bases / digest), source=describe(source), created=now(), env=env)
-        with step("base.commit"), root.catalog.transaction(durable=True) as transaction:
-            transaction.put_base(built)
-            transaction.put_tag(name, digest)
+    with root.intent(f"base-{name}") as intent:
+        image = intent.path / "image"
+        try:
+            env = _make_image(root, source, image, progress)
+        except BaseException:
+            intent.undone()
+            raise
+        digest = archive.image_digest(image)
+        with contextlib.ExitStack() as stack:
+            with step("base.place"):
+                stack.enter_context(_placed(root, image, digest))
+            with step("base.commit"), root.catalog.transaction(durable=True) as transaction:
+                size = _size(root.bases / digest)
+                transaction.put_base(Base(digest=digest, size=size, source=describe(source), created=now(), env=env))
+                transaction.put_tag(name, digest)
     return root.catalog.base(digest)
+
+
+def _make_image(root: Root, source: Source | SnapshotSource, image: Path, progress: Progress | None) -> dict[str, str]:
+    """Steps 1 to 3; the environment that the source brings along."""
+    tree = image.with_name("tree")
+    with step("base.unpack"):
+        _tell(progress, "unpack")
+        tree.mkdir()
+        env = _unpack(root, source, tree)
+    with step("base.image"):
+        base.prepare(tree)
+        image.mkdir(mode=0o700)
+        archive.build_image(tree, image, progress=_part(progress, "image"))
+    return env
 
 
 def describe(source: Source | SnapshotSource) -> str:
@@ -58,21 +70,31 @@ def describe(source: Source | SnapshotSource) -> str:
     return ":".join([kind, *(",".join(value) if isinstance(value, tuple) else str(value) for value in values if value)])
 
 
-def _unpack(
-    root: Root, source: Source | SnapshotSource, snapshot: Snapshot | None, tree: Path, scratch: Path
-) -> dict[str, str]:
-    if isinstance(source, SnapshotSource):
-        assert snapshot is not None
-        with chains.packed(root, snapshot.base, snapshot.layers, "/.", scratch) as stream:
-            base.unpack_stream(stream.fileno(), tree)
-        store.remove_tree(tree / ".serac")
-        return {**root.catalog.base(snapshot.base).env, **snapshot.spec.env}
-    return base.unpack(source, tree)
+def _unpack(root: Root, source: Source | SnapshotSource, tree: Path) -> dict[str, str]:
+    if not isinstance(source, SnapshotSource):
+        return base.unpack(source, tree)
+    snapshot = root.catalog.snapshot(source.snapshot)
+    with chains.packed(root, snapshot.base, snapshot.layers, "/.") as stream:
+        base.unpack_stream(stream.fileno(), tree)
+    store.remove_tree(tree / ".serac")
+    return {**root.catalog.base(snapshot.base).env, **snapshot.spec.env}
 
 
-def _place(image: Path, target: Path) -> None:
-    if target.is_dir():
-        return  # the same bytes are here already: a name more for them
+@contextlib.contextmanager
+def _placed(root: Root, image: Path, digest: str) -> Iterator[None]:
+    """The image under its digest, locked so that nobody removes it before its row is written."""
+    target = root.bases / digest
+    with contextlib.ExitStack() as stack:
+        try:
+            # The same bytes are here already, perhaps: a name more for them.
+            stack.enter_context(store.locked(target, timeout=root.timeout))
+        except FileNotFoundError:
+            stack.enter_context(store.locked(image, timeout=root.timeout))
+            _rename(image, target)
+        yield
+
+
+def _rename(image: Path, target: Path) -> None:
     try:
         image.rename(target)
         store.sync_directory(target.parent)
@@ -93,18 +115,34 @@ def warm(root: Root, ref: str) -> Warmth:
 def remove(root: Root, ref: str) -> None:
     """Remove a name; with the last name the image too, unless a job or snapshot needs it (InUse)."""
     found = root.catalog.base(ref)
-    if len(found.names) > 1 and ref in found.names:
-        with root.catalog.transaction(durable=True) as transaction:
-            transaction.remove_tag(ref)
-        return
-    with root.intent(f"rm-{found.digest[:12]}") as scratch:
-        with root.catalog.transaction(durable=True) as transaction:
-            _refuse_used(root, found)
-            transaction.remove_base(found.digest)
+    root.give_way()
+    with root.intent(f"rm-{found.digest[:12]}") as intent, _held(root, found.digest):
+        if _forget(root, ref, found.digest):
+            return
         with step("base.unmount"):
             mounting.unmount(root, found.digest)
-        with step("base.remove"):
-            (root.bases / found.digest).rename(scratch / "image")
+        with step("base.remove"), contextlib.suppress(FileNotFoundError):
+            (root.bases / found.digest).rename(intent.path / "image")
+
+
+@contextlib.contextmanager
+def _held(root: Root, digest: str) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileNotFoundError):  # its bytes are lost: its row can go all the same
+            stack.enter_context(store.locked(root.bases / digest, timeout=root.timeout))
+        yield
+
+
+def _forget(root: Root, ref: str, digest: str) -> bool:
+    """The name's row goes, or the base's; whether the base stays."""
+    with root.catalog.transaction(durable=True) as transaction:
+        names = root.catalog.base(digest).names
+        if ref in names and len(names) > 1:
+            transaction.remove_tag(ref)
+            return True
+        _refuse_used(root, root.catalog.base(digest))
+        transaction.remove_base(digest)
+        return False
 
 
 def _refuse_used(root: Root, found: Base) -> None:

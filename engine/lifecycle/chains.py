@@ -1,40 +1,34 @@
 """Reading a chain that no job runs on: a packer in a sandbox of its own over it, as a job would see it.
 
-So no link in the chain leads to the host. What the sandbox itself writes goes to a scratch directory, thrown away by
-its owner."""
+So no link in the chain leads to the host, and the chain stays as it is meanwhile (`engine.lifecycle.run.reader`)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import BinaryIO
 
-from engine import cgroup, launch, layers, store
+import msgspec
+
+from engine import cgroup, launch
 from engine.errors import BadPath, SeracError
-from engine.launch import LaunchSpec
-from engine.lifecycle import mounting
+from engine.lifecycle import mounting, processes, run
 from engine.lifecycle.root import Root
-from engine.model import Limits
+from engine.model import Job
 
 _PROBLEM_MAX = 4096
 
 
 @contextlib.contextmanager
-def packed(root: Root, base: str, chain: Sequence[str], path: str, scratch: Path) -> Iterator[BinaryIO]:
+def packed(root: Root, base: str, chain: tuple[str, ...], path: str) -> Iterator[BinaryIO]:
     """A tar stream of ``path`` on a chain, in the host's ids. What went wrong in the packer is what is raised."""
-    with contextlib.ExitStack() as stack:
-        group = root.group(store.new_id(), Limits())
-        cgroup.create(root.host, group, Limits())
-        stack.callback(cgroup.remove, group)
-        stack.callback(cgroup.kill, group, timeout=root.timeout)
-        problems = stack.enter_context(open(scratch / "problems", "w+b", buffering=0))
+    with run.reader(root, base, chain) as job, contextlib.ExitStack() as stack:
+        problems = stack.enter_context(open(root.jobs / job.id / "problems", "w+b", buffering=0))
         reading, writing = os.pipe()
-        stream = stack.enter_context(open(reading, "rb", buffering=0))
-        with open(writing, "wb", buffering=0) as output:
-            spec = _spec(root, group, base, chain, path, scratch, output.fileno(), problems.fileno())
-            launch.launch(spec, timeout=root.timeout)
+        stream = stack.enter_context(os.fdopen(reading, "rb"))
+        with os.fdopen(writing, "wb") as output:
+            _launch(root, job, path, output.fileno(), problems.fileno())
         failure = None
         try:
             yield stream
@@ -48,28 +42,10 @@ def packed(root: Root, base: str, chain: Sequence[str], path: str, scratch: Path
             raise failure
 
 
-def _spec(
-    root: Root,
-    group: cgroup.Group,
-    base: str,
-    chain: Sequence[str],
-    path: str,
-    scratch: Path,
-    stdout: int,
-    stderr: int,
-) -> LaunchSpec:
-    for name in ("upper", "work", "stage"):
-        (scratch / name).mkdir()
-    overlay = layers.overlay(root.layers, mounting.mounted(root, base), chain, None)
-    return LaunchSpec(
-        cgroup=group.path,
-        stage=os.fspath(scratch / "stage"),
-        trees=(*overlay.trees, ("scratch", os.fspath(scratch))),
-        lowers=overlay.lowers,
-        upper="scratch/upper",
-        work="scratch/work",
-        overlay=overlay.options,
-        args=("pack", "--one-file-system", path),
-        stdout=stdout,
-        stderr=stderr,
-    )
+def _launch(root: Root, job: Job, path: str, stdout: int, stderr: int) -> None:
+    group = root.group_of(job)
+    cgroup.create(root.host, group, job.spec.limits)
+    spec = processes.launch_spec(root, job, group, mounting.mounted(root, job.base))
+    arguments = ("pack", "--one-file-system", path)
+    spec = msgspec.structs.replace(spec, args=arguments, writes=(), listen=None, stdout=stdout, stderr=stderr)
+    launch.launch(spec, timeout=root.timeout)

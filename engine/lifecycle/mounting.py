@@ -42,7 +42,7 @@ def _check_sizes(directory: Path) -> None:
 
 def unmount(root: Root, digest: str) -> None:
     target = root.mounts / digest
-    if os.path.ismount(target):
+    while os.path.ismount(target):  # twice, when a mount was under way as its engine was killed
         launch.unmount(target, timeout=root.timeout)
     with contextlib.suppress(FileNotFoundError):
         target.rmdir()

@@ -6,25 +6,14 @@ from __future__ import annotations
 import msgspec
 
 from engine import session
-from engine.errors import Busy, NotFound, ProtocolError
+from engine.errors import ProtocolError
 from engine.lifecycle import processes
 from engine.lifecycle.root import Root, now
 from engine.model import LIVE, Job, JobState, SessionStatus
 
 
-def look(root: Root, job: Job) -> Job:
-    """The job as it is now. A job that another engine is at work on is given as the catalog has it."""
-    if job.state not in LIVE or processes.alive(root, job):
-        return job
-    try:
-        with root.locked(job.id) as locked:
-            return settle(root, locked)
-    except (Busy, NotFound):
-        return job
-
-
 def settle(root: Root, job: Job) -> Job:
-    """The same for a caller who holds the job's lock."""
+    """The job as it is now; the caller holds its lock."""
     if job.state not in LIVE or processes.alive(root, job):
         return job
     processes.take_down(root, job)
@@ -34,7 +23,7 @@ def settle(root: Root, job: Job) -> Job:
 def main_status(root: Root, job: Job) -> SessionStatus | None:
     """What init wrote of session 0 last; None where it wrote nothing that can be read."""
     try:
-        return session.statuses(root.io(job.id)).get(0)
+        return session.status(root.io(job.id), 0)
     except ProtocolError:
         return None
 

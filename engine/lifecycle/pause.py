@@ -40,14 +40,17 @@ NO_CHECKPOINT = "checkpoint-not-built-in"
 def pause(
     root: Root, job: Job, *, mode: Mode, labels: Mapping[str, str], state: Any | msgspec.UnsetType
 ) -> PauseResult:
-    """The caller holds the job's lock, as with every verb."""
+    """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on."""
     _check_mode(mode)
-    with record() as timings, root.intent(f"pause-{job.id}"):
+    with record() as timings, root.intent(f"pause-{job.id}") as intent:
         require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
-        if state is not msgspec.UNSET:
-            job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
         reason = NO_CHECKPOINT if mode == "auto" else None
-        snapshot = _cut(root, job, labels=labels, reason=reason)
+        try:
+            snapshot = _cut(root, job, labels=labels, state=state, reason=reason)
+        except BaseException:
+            if undo(root, job):
+                intent.undone()
+            raise
         with step("pause.release", job=job.id):
             processes.take_down(root, job)
     return PauseResult(
@@ -62,47 +65,51 @@ def _check_mode(mode: str) -> None:
         raise HostLacks("this serac can't checkpoint processes", hint="use --mode filesystem or auto")
 
 
-def _cut(root: Root, job: Job, *, labels: Mapping[str, str], reason: str | None) -> Snapshot:
-    """Steps 1 to 6: on an error the job is as it was, running or frozen."""
-    before = job
+def _cut(
+    root: Root, job: Job, *, labels: Mapping[str, str], state: Any | msgspec.UnsetType, reason: str | None
+) -> Snapshot:
+    """Steps 1 to 6."""
     group = root.group_of(job)
     root.put(msgspec.structs.replace(job, state=JobState.PAUSING))
-    try:
-        with step("pause.freeze", job=job.id):
-            cgroup.freeze(group, timeout=root.timeout)
-        with step("pause.look", job=job.id):
-            snapshot = _snapshot(root, job, _look(root, job, group, labels=labels), reason=reason)
-        with step("pause.seal", job=job.id):
-            layers.seal(root.layer(snapshot.layers[-1]), snapshot)
-        with step("pause.flush", job=job.id):
-            _flush(root)
-        with step("pause.commit", job=job.id):
-            _commit(root, job, snapshot)
-    except BaseException:
-        undo(root, before, group)
-        raise
+    if state is not msgspec.UNSET:
+        job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
+    with step("pause.freeze", job=job.id):
+        cgroup.freeze(group, timeout=root.timeout)
+    with step("pause.look", job=job.id):
+        snapshot = _snapshot(root, job, _look(root, job, group, labels=labels), reason=reason)
+    with step("pause.seal", job=job.id):
+        layers.seal(root.layer(snapshot.layers[-1]), snapshot)
+    with step("pause.flush", job=job.id):
+        _flush(root)
+    with step("pause.commit", job=job.id):
+        _commit(root, job, snapshot)
     return snapshot
 
 
-def undo(root: Root, job: Job, group: cgroup.Group) -> None:
-    """Back to how the job was before a pause that failed or was killed before its commit."""
+def undo(root: Root, job: Job) -> bool:
+    """Back to how the job was, running or frozen, before a pause that didn't come to its commit; whether it hadn't."""
+    if root.catalog.job_with(job.id).state is not JobState.PAUSING:
+        return False
     if job.upper is not None:
         layers.unseal(root.layer(job.upper))
     if job.state is JobState.RUNNING:
         with contextlib.suppress(SeracError):  # its group is gone when the job ended in the middle
-            cgroup.thaw(group)
+            cgroup.thaw(root.group_of(job))
     root.put(job)
+    return True
 
 
 def _look(root: Root, job: Job, group: cgroup.Group, *, labels: Mapping[str, str]) -> Context:
     io = root.io(job.id)
     specs, statuses = session.specs(io), session.statuses(io)
+    # Session 0 is what the job was told to run, whatever became of the files that the job can write.
+    main = sessions.main_session(job.name, job.spec, root.catalog.base(job.base).env, None)
     terminals = {
         status.pid: number
         for number, status in statuses.items()
         if status.running and status.pid is not None and number in specs and specs[number].tty is not None
     }
-    return sessions.context_of(job, specs, statuses, _directories(group, terminals), labels=labels)
+    return sessions.context_of(job, main, specs, statuses, _directories(group, terminals), labels=labels)
 
 
 def _directories(group: cgroup.Group, terminals: Mapping[int, int]) -> dict[int, str]:

@@ -17,7 +17,14 @@ from pathlib import Path
 import msgspec
 
 from engine import cgroup, launch, layers, network, session, store
-from engine.errors import ProtocolError, SeracError, WrongState
+from engine.errors import (
+    BadPath,
+    CommandNotExecutable,
+    CommandNotFound,
+    InvalidInput,
+    ProtocolError,
+    WrongState,
+)
 from engine.kernel import process
 from engine.launch import IO_INSIDE, LaunchSpec
 from engine.lifecycle import mounting
@@ -29,6 +36,10 @@ RLIMITS = {"nofile": 65536, "memlock": 8 << 20, "core": 0}
 """A job's soft and hard limits, where the engine's own hard limits allow as much; all others are the engine's."""
 
 
+REFUSED = (CommandNotFound, CommandNotExecutable, BadPath, InvalidInput)
+"""What init answers when a session can't be started; then nothing of it ran."""
+
+
 class Init(msgspec.Struct, frozen=True):
     """init.json in the run directory: the pid of a job's init with what tells it from a later process of that pid."""
 
@@ -38,50 +49,49 @@ class Init(msgspec.Struct, frozen=True):
     """its path in the job, which stays what it was when serac is upgraded"""
 
 
-def bring_up(root: Root, job: Job, *, sessions: Sequence[SessionSpec], verb: str) -> dict[int, str]:
-    """Launch a job on its chain and upper and start ``sessions`` in it, in order. On an error nothing of it is left.
+def bring_up(root: Root, job: Job, *, verb: str) -> None:
+    """Launch a job's init on its chain and upper; nothing of the job's own runs yet. The caller takes it down again on
+    an error."""
+    with step(f"{verb}.mount", job=job.id):
+        base = mounting.mounted(root, job.base)
+        layers.renew_work(root.layer(_upper(job)))
+    with step(f"{verb}.launch", job=job.id):
+        group = root.group_of(job)
+        cgroup.create(root.host, group, job.spec.limits)
+        _remember(root, job.id, _launch(root, job, group, base))
+
+
+def start(root: Root, job: Job, sessions: Sequence[SessionSpec], *, verb: str) -> dict[int, str]:
+    """Start sessions in a job that was brought up, those that run already left alone.
 
     Session 0 must start; others that can't (their directory is gone, say) are returned with the reason."""
-    try:
-        with step(f"{verb}.mount", job=job.id):
-            base = mounting.mounted(root, job.base)
-            layers.renew_work(root.layer(_upper(job)))
-        with step(f"{verb}.launch", job=job.id):
-            group = root.group_of(job)
-            cgroup.create(root.host, group, job.spec.limits)
-            _remember(root, job.id, _launch(root, job, group, base))
-        with step(f"{verb}.start", job=job.id):
-            return _start(root, job, sessions)
-    except BaseException:
-        take_down(root, job)
-        raise
-
-
-def _start(root: Root, job: Job, sessions: Sequence[SessionSpec]) -> dict[int, str]:
     missing = {}
-    with connected(root, job.id) as connection:
+    with step(f"{verb}.start", job=job.id), connected(root, job.id) as connection:
+        running = {status.id for status in connection.sessions()}
         for spec in sessions:
+            if spec.id in running:
+                continue
             try:
                 connection.start(spec)
-            except SeracError as error:
-                if spec.id == 0 or spec.id is None:
+            except REFUSED as error:
+                if not spec.id:
                     raise
                 missing[spec.id] = str(error)
     return missing
 
 
 def _launch(root: Root, job: Job, group: cgroup.Group, base: Path) -> int:
-    stage = root.run_job(job.id) / "stage"
-    stage.mkdir(mode=0o700, parents=True, exist_ok=True)
-    spec = launch_spec(root, job, group, base, stage)
+    spec = launch_spec(root, job, group, base)
     address = job.address
     if address is None:
         return launch.launch(spec, timeout=root.timeout)
     return launch.launch(spec, timeout=root.timeout, network=lambda pid: network.connect(root.config, address, pid=pid))
 
 
-def launch_spec(root: Root, job: Job, group: cgroup.Group, base: Path, stage: Path) -> LaunchSpec:
+def launch_spec(root: Root, job: Job, group: cgroup.Group, base: Path) -> LaunchSpec:
     """What serac-launch is told of a job; nothing of it comes from an archive or from inside the job."""
+    stage = root.run_job(job.id) / "stage"
+    stage.mkdir(mode=0o700, parents=True, exist_ok=True)
     overlay = layers.overlay(root.layers, base, job.layers, job.upper)
     settings = root.config.settings
     return LaunchSpec(
@@ -131,9 +141,9 @@ def take_down(root: Root, job: Job) -> None:
     cgroup.remove(group)
     if job.address is not None:
         _disconnect(root, job.address)
-    store.remove_tree(root.run_job(job.id))
     if job.upper is not None:
         layers.drop_work(root.layer(job.upper))
+    store.remove_tree(root.run_job(job.id))  # last: while it is there, a taking down was not completed
 
 
 def _disconnect(root: Root, address: Address) -> None:
@@ -170,7 +180,9 @@ def wait_init(root: Root, job: Job, *, timeout: float | None) -> bool:
     with _init(root, job.id) as pidfd:
         if pidfd is None:
             return True
-        return bool(select.select([pidfd], [], [], timeout)[0])
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        return bool(poller.poll(None if timeout is None else timeout * 1000))
 
 
 @contextlib.contextmanager

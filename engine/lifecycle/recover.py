@@ -1,7 +1,9 @@
 """recover: bring the world back in line with the catalog.
 
-A job in a passing state (``created``, ``pausing``, ``resuming``) whose lock is free was left by an engine that died.
-Whoever takes the job next mends it first (`taken`), as the crash table of the verb says; opening a root mends all.
+A job in a passing state (``created``, ``pausing``, ``resuming``, or ``running`` with sessions pending) whose lock is
+free was left by an engine that died, and so was one that should hold nothing of the host and does. Whoever takes the
+job next mends it first (`taken`), as the crash table of the verb says; opening a root mends all. A job that can't be
+mended now is left as it is, said in the log, and keeps nobody from the others.
 
 The sweep removes what the catalog doesn't know. It is due when tmp/ holds a marker (`engine.store.intent`), and runs
 only while nobody is inside a verb that makes or removes directories.
@@ -10,105 +12,122 @@ only while nobody is inside a verb that makes or removes directories.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator
+import logging
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from engine import cgroup, layers, store
-from engine.errors import Busy, NotFound
+from engine.errors import Busy, NotFound, SeracError
 from engine.lifecycle import mounting, observe, pause, processes, remove, resume
 from engine.lifecycle.root import Root
-from engine.model import LIVE, Job, JobState, Limits
+from engine.model import LIVE, Job, JobState
 from engine.steps import step
+
+log = logging.getLogger("serac")
 
 PASSING = (JobState.CREATED, JobState.PAUSING, JobState.RESUMING)
 
 
 @contextlib.contextmanager
-def taken(root: Root, ref: str) -> Iterator[Job]:
+def taken(root: Root, ref: str, *, timeout: float | None = None) -> Iterator[Job]:
     """Take a job's lock and give the job, mended and settled. Raises NotFound, Busy."""
-    with root.locked(ref) as job:
+    with root.locked(ref, timeout=timeout) as job:
         mended = mend(root, job)
         if mended is None:
             raise NotFound(f"job {job.name} was never completed")
         yield observe.settle(root, mended)
 
 
+def look(root: Root, job: Job) -> Job:
+    """The job as it is now, mended and settled where that is due. A job that another engine is at work on, or that
+    can't be mended now, is given as the catalog has it."""
+    if job.state not in PASSING and not job.pending and (job.state not in LIVE or processes.alive(root, job)):
+        return job
+    try:
+        with taken(root, job.id, timeout=0) as settled:
+            return settled
+    except (Busy, NotFound):
+        return job
+    except SeracError as error:
+        log.warning("job=%s can't be settled: %s", job.id, error)
+        return job
+
+
 def recover(root: Root) -> None:
     """What an engine does when it opens a root; cheap when all is well."""
     for job in root.catalog.jobs_in(*PASSING):
-        with contextlib.suppress(Busy, NotFound), root.locked(job.id, timeout=0) as locked:
-            mend(root, locked)
-    with store.sweeping(root.tmp) as due:
-        if due:
-            sweep(root)
+        look(root, job)
+    with store.sweeping(root.tmp) as found:
+        if found.markers:
+            with step("recover.sweep"):
+                found.complete = sweep(root)
 
 
 def mend(root: Root, job: Job) -> Job | None:
     """Finish or undo the verb that was interrupted; None when that removed the job. The caller holds its lock."""
-    if job.state not in PASSING:
-        return job
-    with step(f"recover.{job.state}", job=job.id):
-        if job.state is JobState.CREATED:
-            remove.erase(root, job)
-            return None
-        if job.state is JobState.PAUSING:
-            return _mend_pausing(root, job)
-        return _mend_resuming(root, job)
+    if job.state in PASSING:
+        with root.intent(f"mend-{job.id}"), step(f"recover.{job.state}", job=job.id):
+            return _mend_passing(root, job)
+    if job.pending and processes.alive(root, job):
+        with step("recover.pending", job=job.id), contextlib.suppress(*processes.REFUSED):
+            resume.finish(root, job)
+        return root.catalog.job_with(job.id)
+    if job.state not in LIVE and root.run_job(job.id).exists():
+        processes.take_down(root, job)
+    return job
 
 
-def _mend_pausing(root: Root, job: Job) -> Job:
-    running = msgspec.structs.replace(job, state=JobState.RUNNING)
-    pause.undo(root, running, root.group_of(job))
-    return running
+def _mend_passing(root: Root, job: Job) -> Job | None:
+    if job.state is JobState.CREATED:
+        remove.erase(root, job)
+        return None
+    if job.state is JobState.PAUSING:
+        pause.undo(root, msgspec.structs.replace(job, state=JobState.RUNNING))
+    else:
+        resume.undo(root, job.id)
+    return root.catalog.job_with(job.id)
 
 
-def _mend_resuming(root: Root, job: Job) -> Job:
-    snapshot = root.catalog.snapshot(job.snapshot or "")
-    if resume.begun(root, job, snapshot):
-        return resume.commit(root, job, snapshot)
-    processes.take_down(root, job)
-    return resume.undo(root, job, snapshot)
+def sweep(root: Root) -> bool:
+    """Remove what nobody knows of; the caller is alone in the root. False when something could not be removed, which
+    is said in the log."""
+    jobs = {job.id: job for job in root.catalog.jobs()}
+    sealed = {layer.id: layer.owner is None for layer in root.catalog.layers()}
+    bases = {base.digest for base in root.catalog.bases()}
+    work: list[Callable[[], object]] = [
+        *_strange_groups(root, jobs),
+        *(partial(processes.take_down, root, job) for job in jobs.values() if job.state not in (*LIVE, *PASSING)),
+        *_strange_directories((root.jobs, root.run_jobs), known=jobs),
+        *_strange_directories((root.layers,), known=sealed),
+        *(partial(layers.unseal, root.layer(layer)) for layer, is_sealed in sealed.items() if not is_sealed),
+        *(partial(mounting.unmount, root, path.name) for path in root.mounts.iterdir() if path.name not in bases),
+        *_strange_directories((root.bases,), known=bases),
+        partial(processes.release_network, root),
+    ]
+    outcomes = [_done(piece) for piece in work]
+    return all(outcomes)
 
 
-def sweep(root: Root) -> None:
-    """Remove what nobody knows of; the caller is alone in the root."""
-    with step("recover.sweep"):
-        jobs = {job.id: job for job in root.catalog.jobs()}
-        _sweep_groups(root, jobs)
-        for directory in (root.jobs, root.run_jobs):
-            _sweep_directory(directory, known=jobs.keys())
-        for job in jobs.values():
-            if job.state not in LIVE and job.state not in PASSING:
-                processes.take_down(root, job)
-        sealed = {layer.id: layer.owner is None for layer in root.catalog.layers()}
-        _sweep_directory(root.layers, known=sealed.keys())
-        for layer_id, is_sealed in sealed.items():
-            if not is_sealed:
-                layers.unseal(root.layer(layer_id))
-        _sweep_bases(root)
-        processes.release_network(root)
+def _done(piece: Callable[[], object]) -> bool:
+    try:
+        piece()
+    except (SeracError, OSError) as error:
+        log.warning("sweep: %s", error)
+        return False
+    return True
 
 
-def _sweep_groups(root: Root, jobs: dict[str, Job]) -> None:
-    here = Path(root.group("", Limits()).path)
-    for directory in here.iterdir() if here.is_dir() else ():
-        if directory.is_dir() and directory.name not in jobs:
-            group = root.group(directory.name, Limits())
-            cgroup.kill(group, timeout=root.timeout)
-            cgroup.remove(group)
+def _strange_groups(root: Root, jobs: Container[str]) -> Iterator[Callable[[], object]]:
+    for job_id in cgroup.leftover(root.host, root.config.name):
+        if job_id not in jobs:
+            group = cgroup.everywhere(root.host, root.config.name, job_id)
+            yield partial(cgroup.kill, group, timeout=root.timeout)
+            yield partial(cgroup.remove, group)
 
 
-def _sweep_bases(root: Root) -> None:
-    known = {base.digest for base in root.catalog.bases()}
-    for mount in root.mounts.iterdir():
-        if mount.name not in known:
-            mounting.unmount(root, mount.name)
-    _sweep_directory(root.bases, known=known)
-
-
-def _sweep_directory(directory: Path, *, known: Container[str]) -> None:
-    for path in directory.iterdir():
-        if path.name not in known:
-            store.remove_tree(path)
+def _strange_directories(places: tuple[Path, ...], *, known: Container[str]) -> Iterator[Callable[[], object]]:
+    for place in places:
+        yield from (partial(store.remove_tree, path) for path in place.iterdir() if path.name not in known)

@@ -21,6 +21,7 @@ from engine.store import remove_tree
 def remove(root: Root, job: Job, *, force: bool) -> None:
     if not force:
         require(job, JobState.PAUSED, *ENDED, verb="remove", hint="`serac stop JOB` first, or --force")
+    root.give_way()
     with root.intent(f"rm-{job.id}"):
         erase(root, job)
 
@@ -32,7 +33,7 @@ def erase(root: Root, job: Job) -> None:
     with step("remove.release", job=job.id):
         processes.take_down(root, job)
     with step("remove.bytes", job=job.id):
-        for layer in {*gone, *([job.upper] if job.upper else [])}:
+        for layer in gone:
             remove_tree(root.layer(layer))
         remove_tree(root.jobs / job.id)
 
@@ -41,19 +42,21 @@ def _forget(root: Root, job: Job) -> list[str]:
     """The rows go; the ids of the layers that went with them."""
     with root.catalog.transaction(durable=True) as transaction:
         transaction.remove_job(job.id)
-        own = [entry for entry in root.catalog.snapshots() if entry.id == job.snapshot and entry.job == job.id]
-        for snapshot in own:
-            if not snapshot.pinned:
+        for snapshot in root.catalog.snapshots() if job.state in (JobState.PAUSED, JobState.RESUMING) else ():
+            if snapshot.id == job.snapshot and snapshot.job == job.id and not snapshot.pinned:
                 transaction.remove_snapshot(snapshot.id)
+        known = {layer.id for layer in root.catalog.layers()}
         gone = _unreferenced(root)
         for layer in gone:
             transaction.remove_layer(layer)
-    return gone
+    # The upper of a job that failed before its rows were written has no row.
+    return gone if job.upper is None or job.upper in known else [*gone, job.upper]
 
 
 def remove_snapshot(root: Root, ref: str) -> None:
     """Remove a snapshot; its layers stay while a chain needs them. Raises InUse for what a job is paused to."""
     snapshot = root.catalog.snapshot(ref)
+    root.give_way()
     with root.intent(f"rm-{snapshot.id}"):
         with root.catalog.transaction(durable=True) as transaction:
             _refuse_used(root, snapshot.id)

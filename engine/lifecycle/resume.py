@@ -1,20 +1,20 @@
 """resume: a paused job goes on.
 
 1 choose the strategy (`engine.layers.choose_strategy`); stack: make an empty upper on top, reuse: the sealed layer
-becomes the upper again; remove the status files of the sessions that will come; 2 row: ``resuming`` with that upper;
-3 mount, launch, start the sessions of the context; 4 COMMIT: ``running``; with reuse the snapshot is gone from here on,
-its layer being written again; 5 the manifest goes.
+becomes the upper again; row: ``resuming`` with that upper; 2 mount and launch: nothing of the job's own runs yet;
+3 COMMIT: ``running``, with the sessions of the context ``pending``; with reuse the snapshot is gone from here on, for
+its layer is about to be written; 4 start the sessions; 5 row: none pending; the manifest goes.
 
-| killed | leaves | put right by recover |
+| killed | leaves | put right by |
 | --- | --- | --- |
-| between 1 and 2 | a layer that the catalog doesn't know, a marker in tmp/ | the sweep |
-| between 2 and 4, no session begun | ``resuming`` | processes killed, ``paused`` again, the snapshot untouched |
-| between 2 and 4, a session begun | ``resuming`` | 4 is done: ``running``, or how it ended since |
-| between 4 and 5 | a manifest too many | a manifest counts only for a layer that has no owner |
+| within 1 | a layer that the catalog doesn't know, a marker in tmp/ | the sweep |
+| between 1 and 3 | ``resuming`` | recover: init killed, ``paused`` again, the snapshot untouched |
+| between 3 and 5 | ``running`` with pending sessions | whoever takes the job next starts those that don't run yet |
+| host lost after 3 | reuse: ``running`` | the next look: ``failed``, the upper is kept |
 
-A status file in the job's io directory tells whether a session was begun, for step 1 removed the old ones. Until a
-session begins nothing of the job's own runs and the reused layer is as it was, so a resume that fails leaves the
-snapshot.
+When session 0 is refused (its command or directory is gone) nothing of the job ran, and the job is ``paused`` again
+with the snapshot that its manifest still has. A stacked resume commits without waiting for the disk: a power cut soon
+after takes the job back to its snapshot.
 """
 
 from __future__ import annotations
@@ -24,104 +24,137 @@ import msgspec
 from engine import layers, session, store
 from engine.lifecycle import processes
 from engine.lifecycle.root import Root, now, require
-from engine.model import Job, JobState, Layer, ResumeResult, Snapshot, Strategy
+from engine.model import Job, JobState, Layer, ResumeResult, SessionSpec, Snapshot, Strategy
 from engine.steps import record, step
 
+ENDED_KEPT = 64
+"""ended sessions whose files a job keeps, as init does"""
 
-def resume(root: Root, job: Job) -> ResumeResult:
+
+def resume(root: Root, job: Job, *, workdir: str | None) -> ResumeResult:
+    """``workdir`` instead of session 0's directory, where that is gone."""
     require(job, JobState.PAUSED, verb="resume")
     snapshot = root.catalog.snapshot(job.snapshot or "")
-    with record() as timings, root.intent(f"resume-{job.id}"):
-        with step("resume.plan", job=job.id):
-            strategy = _strategy(root, job, snapshot)
-            resuming = _prepare(root, job, snapshot, strategy)
+    with record() as timings, root.intent(f"resume-{job.id}") as intent:
         try:
-            missing = processes.bring_up(root, resuming, sessions=snapshot.context.sessions, verb="resume")
+            with step("resume.plan", job=job.id):
+                resuming, strategy = _prepare(root, job, snapshot)
+            processes.bring_up(root, resuming, verb="resume")
+            with step("resume.commit", job=job.id):
+                running = _commit(root, resuming, snapshot, workdir)
         except BaseException:
-            undo(root, resuming, snapshot)
+            if undo(root, job.id):
+                intent.undone()
             raise
-        # The sessions run: whatever happens to the commit, from here on the way is forward (see the table).
-        with step("resume.commit", job=job.id):
-            commit(root, resuming, snapshot)
+        missing = finish(root, running)
     return ResumeResult(
-        job=job.id,
-        snapshot=snapshot.id,
-        strategy=strategy,
-        mode=snapshot.mode,
-        missing=missing,
-        timings=timings,
+        job=job.id, snapshot=snapshot.id, strategy=strategy, mode=snapshot.mode, missing=missing, timings=timings
     )
 
 
-def _strategy(root: Root, job: Job, snapshot: Snapshot) -> Strategy:
-    strategy = layers.choose_strategy(job, snapshot, snapshots=root.catalog.snapshots(), jobs=root.catalog.jobs())
-    if strategy == "stack":
-        layers.check_depth(snapshot)
-    return strategy
-
-
-def _prepare(root: Root, job: Job, snapshot: Snapshot, strategy: Strategy) -> Job:
-    """Steps 1 and 2; the job as it is while it is resumed."""
-    top = snapshot.layers[-1]
+def _prepare(root: Root, job: Job, snapshot: Snapshot) -> tuple[Job, Strategy]:
+    """Step 1; the job as it is while it is resumed."""
     _clear_io(root, job, snapshot)
-    if strategy == "reuse":
-        upper, chain = top, snapshot.layers[:-1]
-    else:
-        upper, chain = store.new_id(), snapshot.layers
-        layers.create(root.layer(upper), like=root.layer(top) / "upper")
-    resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=chain)
     with root.catalog.transaction() as transaction:
-        if strategy == "stack":
-            transaction.put_layer(Layer(id=upper, parent=top, owner=job.id, created=now()))
+        if _strategy(root, job, snapshot) == "reuse":
+            upper, chain = snapshot.layers[-1], snapshot.layers[:-1]
+            resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=chain)
+            transaction.put_job(resuming)
+            return resuming, "reuse"
+    layers.check_depth(snapshot)
+    top, upper = snapshot.layers[-1], store.new_id()
+    layers.create(root.layer(upper), like=root.layer(top) / "upper")
+    resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=snapshot.layers)
+    with root.catalog.transaction() as transaction:
+        transaction.put_layer(Layer(id=upper, parent=top, owner=job.id, created=now()))
         transaction.put_job(resuming)
-    return resuming
+    return resuming, "stack"
+
+
+def _strategy(root: Root, job: Job, snapshot: Snapshot) -> Strategy:
+    """Within a transaction: read again, for it may have been pinned since."""
+    current = root.catalog.snapshot(snapshot.id)
+    return layers.choose_strategy(job, current, snapshots=root.catalog.snapshots(), jobs=root.catalog.jobs())
 
 
 def _clear_io(root: Root, job: Job, snapshot: Snapshot) -> None:
-    """Remove what the last init wrote of sessions that are about to come, and of those that ended with it."""
+    """Leave the next init what it may go on with: logs, and what is known of sessions that have ended. The job could
+    write here, so that anything may lie in the way."""
     io = root.io(job.id)
     coming = {spec.id for spec in snapshot.context.sessions}
-    for number, status in session.statuses(io).items():
-        if status.running or number in coming:
-            (io / f"{number}.status").unlink()
-    (io / "ask").unlink(missing_ok=True)
+    statuses = session.statuses(io)
+    ended = sorted(number for number, status in statuses.items() if not status.running and number not in coming)
+    kept = {0, *coming, *ended[-ENDED_KEPT:]}
+    for path in io.iterdir():
+        number, _, suffix = path.name.partition(".")
+        wanted = number.isdecimal() and int(number) in kept and suffix in {"log", "log.old", "spec", "status"}
+        stale = suffix == "status" and (int(number) in coming or int(number) not in ended) if wanted else True
+        if stale or path.is_symlink() or not path.is_file():
+            store.remove_tree(path)
 
 
-def commit(root: Root, resuming: Job, snapshot: Snapshot) -> Job:
-    """Steps 4 and 5; also done by recover for a resume that was killed after a session had begun."""
+def _commit(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None) -> Job:
+    """Step 3."""
     assert resuming.upper is not None
-    running = msgspec.structs.replace(resuming, state=JobState.RUNNING, started=now())
+    pending = tuple(_in_directory(spec, workdir) for spec in snapshot.context.sessions)
+    running = msgspec.structs.replace(resuming, state=JobState.RUNNING, started=now(), pending=pending)
     reused = resuming.upper == snapshot.layers[-1]
     with root.catalog.transaction(durable=reused) as transaction:
         if reused:
             parent = resuming.layers[-1] if resuming.layers else None
-            layer = Layer(id=resuming.upper, parent=parent, owner=resuming.id, created=snapshot.created)
-            transaction.put_layer(layer)
+            transaction.put_layer(Layer(id=resuming.upper, parent=parent, owner=resuming.id, created=snapshot.created))
             transaction.remove_snapshot(snapshot.id)
-            running = msgspec.structs.replace(running, snapshot=None)
         transaction.put_job(running)
-    if reused:
-        layers.unseal(root.layer(resuming.upper))
     return running
 
 
-def undo(root: Root, resuming: Job, snapshot: Snapshot) -> Job:
-    """Back to ``paused``; the caller has seen to it that nothing of the job runs."""
-    assert resuming.upper is not None
+def _in_directory(spec: SessionSpec, workdir: str | None) -> SessionSpec:
+    return msgspec.structs.replace(spec, workdir=workdir) if workdir is not None and not spec.id else spec
+
+
+def finish(root: Root, running: Job) -> dict[int, str]:
+    """Steps 4 and 5, for whoever has the job when they are due; the sessions that could not be started."""
+    assert running.upper is not None
+    try:
+        missing = processes.start(root, running, running.pending, verb="resume")
+    except processes.REFUSED:
+        _revert(root, running)
+        raise
+    root.put(msgspec.structs.replace(running, pending=()))
+    layers.unseal(root.layer(running.upper))
+    return missing
+
+
+def _revert(root: Root, running: Job) -> None:
+    """Session 0 was refused before anything ran: the job is paused to its snapshot again."""
+    assert running.upper is not None
+    processes.take_down(root, running)
+    manifest = layers.manifest(root.layer(running.upper))
+    if manifest is None:  # stacked: the snapshot never went
+        manifest = root.catalog.snapshot(running.snapshot or "")
+    _put_paused(root, running, manifest)
+
+
+def undo(root: Root, job_id: str) -> bool:
+    """Back to ``paused`` from a resume that didn't come to its commit; whether it hadn't."""
+    resuming = root.catalog.job_with(job_id)
+    if resuming.state is JobState.RESUMING:
+        processes.take_down(root, resuming)
+        _put_paused(root, resuming, root.catalog.snapshot(resuming.snapshot or ""))
+    return resuming.state in (JobState.RESUMING, JobState.PAUSED)
+
+
+def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
+    top = snapshot.layers[-1]
     paused = msgspec.structs.replace(
-        resuming, state=JobState.PAUSED, upper=None, layers=snapshot.layers, snapshot=snapshot.id
+        job, state=JobState.PAUSED, upper=None, layers=snapshot.layers, snapshot=snapshot.id, pending=()
     )
-    stacked = resuming.upper != snapshot.layers[-1]
-    with root.catalog.transaction() as transaction:
+    parent = snapshot.layers[-2] if len(snapshot.layers) > 1 else None
+    with root.catalog.transaction(durable=True) as transaction:
         transaction.put_job(paused)
-        if stacked:
-            transaction.remove_layer(resuming.upper)
-    if stacked:
-        store.remove_tree(root.layer(resuming.upper))
-    return paused
-
-
-def begun(root: Root, job: Job, snapshot: Snapshot) -> bool:
-    """Whether a session of the resume has begun."""
-    statuses = session.statuses(root.io(job.id))
-    return any(spec.id in statuses for spec in snapshot.context.sessions)
+        transaction.put_layer(Layer(id=top, parent=parent, created=snapshot.created))
+        transaction.put_snapshot(snapshot)
+        if job.upper is not None and job.upper != top:
+            transaction.remove_layer(job.upper)
+    if job.upper is not None and job.upper != top:
+        store.remove_tree(root.layer(job.upper))

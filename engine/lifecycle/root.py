@@ -15,6 +15,9 @@ from engine.config import Config
 from engine.errors import InvalidInput, NotFound, NotPrivileged, WrongState, from_os
 from engine.model import Job, JobState, Limits
 
+BALLAST = 1 << 20
+"""bytes that a removal can have on a full disk: enough for the catalog's log"""
+
 
 class Root:
     """``timeout`` is in seconds: how long a verb waits for a lock, a freeze, a launch or a kill, each."""
@@ -31,6 +34,8 @@ class Root:
         self.mounts, self.run_jobs = config.run / "mounts", config.run / "jobs"
         self._make()
         self.catalog = Catalog(config.root / "catalog.sqlite")
+        if not (config.root / "ballast").exists():
+            self._keep_room()
 
     def _make(self) -> None:
         places = (self.bases, self.layers, self.jobs, self.tmp, self.mounts, self.run_jobs)
@@ -66,14 +71,26 @@ class Root:
     def locked(self, ref: str, *, timeout: float | None = None) -> Iterator[Job]:
         """Find a job, take its lock and give it as it is then. Raises NotFound, Busy."""
         found = self.catalog.job(ref)
-        try:
-            with store.locked(self.jobs / found.id, timeout=self.timeout if timeout is None else timeout):
-                yield self.catalog.job(found.id)
-        except FileNotFoundError as error:
-            raise NotFound(f"job {found.name} was removed meanwhile") from error
+        with contextlib.ExitStack() as stack:
+            patience = self.timeout if timeout is None else timeout
+            try:
+                stack.enter_context(store.locked(self.jobs / found.id, timeout=patience))
+            except FileNotFoundError as error:
+                raise NotFound(f"job {found.name} was removed meanwhile") from error
+            yield self.catalog.job_with(found.id)
 
-    def intent(self, name: str) -> contextlib.AbstractContextManager[Path]:
+    def intent(self, name: str) -> contextlib.AbstractContextManager[store.Intent]:
         return store.intent(self.tmp, name, timeout=self.timeout)
+
+    def give_way(self) -> None:
+        """Let a full disk have the room that is kept for removals; the next engine keeps some again."""
+        free = os.statvfs(self.config.root)
+        if free.f_bavail * free.f_frsize < BALLAST:
+            (self.config.root / "ballast").unlink(missing_ok=True)
+
+    def _keep_room(self) -> None:
+        with contextlib.suppress(OSError):  # there is none to keep: the next engine tries again
+            store.reserve(self.config.root / "ballast", BALLAST)
 
     def put(self, job: Job, *, durable: bool = False) -> Job:
         with self.catalog.transaction(durable=durable) as transaction:
@@ -104,7 +121,9 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
 
 def check_name(name: str) -> str:
-    """Raises InvalidInput: names become host names and file names."""
+    """Raises InvalidInput: names become host names and file names, and may not be taken for ids."""
+    if re.fullmatch(r"[0-9a-f]{12}", name):
+        raise InvalidInput(f"{name!r} looks like an id", hint="choose another name")
     if not NAME.fullmatch(name):
         raise InvalidInput(f"not a name: {name!r}", hint="lower-case letters, digits, '.', '_', '-'; at most 63")
     return name

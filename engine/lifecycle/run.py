@@ -13,14 +13,18 @@ A run that fails leaves nothing.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import msgspec
 
 from engine import layers, network, store
-from engine.errors import InvalidInput
+from engine.errors import Busy, InvalidInput, NotFound
 from engine.lifecycle import mounting, processes, remove, sessions
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
+    ENDED,
     LIMIT_RANGES,
     Address,
     ForkResult,
@@ -74,11 +78,7 @@ def check(spec: JobSpec) -> None:
     for denial in spec.allow:
         if denial not in DENIALS:
             raise InvalidInput(f"allow: {denial!r} is no denial", hint=f"one of {', '.join(DENIALS)}")
-    for text in (*spec.argv, *spec.env, *spec.env.values(), *names, *(entry.script for entry in spec.steps)):
-        if "\0" in text:
-            raise InvalidInput("a NUL byte can't be in a command, a step or the environment")
-    if any(not key or "=" in key for key in spec.env):
-        raise InvalidInput("an environment variable needs a name without '='")
+    sessions.check_texts((*spec.argv, *names, *(entry.script for entry in spec.steps)), spec.env)
 
 
 def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
@@ -95,18 +95,40 @@ def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
 
 
 def _begin(root: Root, job: Job, first: list[SessionSpec]) -> tuple[Job, dict[int, str]]:
-    # The lock is taken before the row is there: to another engine a job that is `created` and not locked is a crash.
-    root.io(job.id).mkdir(mode=0o755, parents=True)
-    with root.intent(f"job-{job.id}"), store.locked(root.jobs / job.id, timeout=root.timeout):
-        try:
-            with step("run.prepare", job=job.id):
-                job = _make(root, job)
-            missing = processes.bring_up(root, job, sessions=first, verb="run")
-            with step("run.commit", job=job.id):
-                return root.put(msgspec.structs.replace(job, state=JobState.RUNNING, started=now())), missing
-        except BaseException:
-            remove.erase(root, job)
-            raise
+    with _made(root, job) as made:
+        processes.bring_up(root, made, verb="run")
+        missing = processes.start(root, made, first, verb="run")
+        with step("run.commit", job=job.id):
+            return root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now())), missing
+
+
+@contextlib.contextmanager
+def reader(root: Root, base: str, chain: tuple[str, ...]) -> Iterator[Job]:
+    """A job that lives for the block and runs nothing of its own: while it is there, its chain is wanted, so that
+    nobody removes or writes a layer of it."""
+    with _made(
+        root, msgspec.structs.replace(_new_job(root, JobSpec(base=base, userns="host"), base), layers=chain)
+    ) as job:
+        yield job
+        remove.erase(root, job)
+
+
+@contextlib.contextmanager
+def _made(root: Root, job: Job) -> Iterator[Job]:
+    """The job, made and locked, in state ``created``; erased if the block fails.
+
+    The lock is taken before the row is there: to another engine a ``created`` job that isn't locked is a crash."""
+    with root.intent(f"job-{job.id}") as intent:
+        root.io(job.id).mkdir(mode=0o755, parents=True)
+        with store.locked(root.jobs / job.id, timeout=root.timeout):
+            try:
+                with step("run.prepare", job=job.id):
+                    made = _make(root, job)
+                yield made
+            except BaseException:
+                remove.erase(root, job)
+                intent.undone()
+                raise
 
 
 def _make(root: Root, job: Job) -> Job:
@@ -116,11 +138,26 @@ def _make(root: Root, job: Job) -> Job:
     layers.create(root.layer(job.upper), like=below)
     upper = Layer(id=job.upper, parent=job.layers[-1] if job.layers else None, owner=job.id, created=job.created)
     with root.catalog.transaction() as transaction:
+        _check_chain(root, job)
         if job.spec.net == "bridge":
             job = msgspec.structs.replace(job, address=_address(root))
         transaction.add_job(job)
         transaction.put_layer(upper)
     return job
+
+
+def _check_chain(root: Root, job: Job) -> None:
+    """Within the transaction that adds the job: all that it stands on is there, and nobody writes it."""
+    root.catalog.base(job.base)
+    if job.forked_from is not None:
+        root.catalog.snapshot(job.forked_from)
+    if not job.layers:
+        return
+    if not {layer.id for layer in root.catalog.layers()}.issuperset(job.layers):
+        raise NotFound("the layers were removed meanwhile")
+    written = {other.upper for other in root.catalog.jobs() if other.state not in ENDED}
+    if written.intersection(job.layers):
+        raise Busy("the snapshot is being resumed by its job", hint="pin it before, or pause the job again")
 
 
 def _address(root: Root) -> Address:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from engine.errors import InvalidInput
 from engine.model import Context, Job, JobSpec, SessionSpec, SessionStatus
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -19,6 +20,17 @@ def environment(job: str, base: Mapping[str, str], own: Mapping[str, str], *, te
     if terminal:
         values |= {"TERM": "xterm-256color", "HISTFILE": "/root/.bash_history", "PROMPT_COMMAND": "history -a"}
     return {**values, **base, **own}
+
+
+def check_texts(texts: Iterable[str], env: Mapping[str, str]) -> None:
+    """Raises InvalidInput for what no process can be given, or no catalog can hold."""
+    for text in (*texts, *env, *env.values()):
+        if "\0" in text:
+            raise InvalidInput("a NUL byte can't be in a command, a step or the environment")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InvalidInput(f"not UTF-8: {text!r}", hint="commands, steps and environments are text")
+    if any(not key or "=" in key for key in env):
+        raise InvalidInput("an environment variable needs a name without '='")
 
 
 def main_session(
@@ -40,6 +52,7 @@ def main_session(
 
 def exec_session(job: Job, base_env: Mapping[str, str], spec: SessionSpec) -> SessionSpec:
     """An ``exec``: the job's environment under the session's own, the job's directory unless it names one."""
+    check_texts((*spec.argv, *(entry.script for entry in spec.steps), spec.workdir), spec.env)
     own = {**job.spec.env, **spec.env}
     return msgspec.structs.replace(
         spec,
@@ -51,7 +64,8 @@ def exec_session(job: Job, base_env: Mapping[str, str], spec: SessionSpec) -> Se
 
 def context_of(
     job: Job,
-    specs: Mapping[int, SessionSpec],
+    main: SessionSpec | None,
+    others: Mapping[int, SessionSpec],
     statuses: Mapping[int, SessionStatus],
     directories: Mapping[int, str],
     *,
@@ -61,16 +75,18 @@ def context_of(
 
     ``directories`` has the current directory of terminal sessions, whose shells have moved since they began; a command
     starts again where it was started, because its arguments are meant from there."""
-    sessions = []
+    specs = {number: spec for number, spec in others.items() if number and spec.keep}
+    if main is not None:
+        specs[0] = main
+    again = []
     for number, spec in sorted(specs.items()):
         status = statuses.get(number)
-        if status is None or not status.running or not spec.keep:
+        if number and (status is None or not status.running):
             continue
-        again = msgspec.structs.replace(spec, id=number, done=status.done)
-        if number in directories:
-            again = msgspec.structs.replace(again, workdir=directories[number])
-        sessions.append(again)
-    return Context(sessions=tuple(sessions), state=job.spec.state, labels={**job.spec.labels, **labels})
+        done = status.done if status is not None else ()
+        workdir = directories.get(number, spec.workdir)
+        again.append(msgspec.structs.replace(spec, id=number, done=done, workdir=workdir))
+    return Context(sessions=tuple(again), state=job.spec.state, labels={**job.spec.labels, **labels})
 
 
 def renamed(context: Context, name: str) -> Context:

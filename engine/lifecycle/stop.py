@@ -21,8 +21,7 @@ def stop(root: Root, job: Job, *, grace: float | None) -> Job:
     if job.state in ENDED:
         return job
     require(job, *LIVE, verb="stop")
-    if job.state is JobState.FROZEN:
-        cgroup.thaw(root.group_of(job))
+    cgroup.thaw(root.group_of(job))
     with step("stop.term", job=job.id):
         processes.signal_init(root, job, signal.SIGTERM)
         processes.wait_init(root, job, timeout=root.config.settings.stop_grace if grace is None else grace)
@@ -51,9 +50,7 @@ def freeze(root: Root, job: Job) -> Job:
 
 
 def thaw(root: Root, job: Job) -> Job:
-    if job.state is JobState.RUNNING:
-        return job
-    require(job, JobState.FROZEN, verb="thaw")
+    require(job, *LIVE, verb="thaw")  # a running one too: a freeze that was killed may have left it standing
     with step("thaw.thaw", job=job.id):
         cgroup.thaw(root.group_of(job))
     return root.put(msgspec.structs.replace(job, state=JobState.RUNNING))

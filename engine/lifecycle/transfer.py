@@ -52,7 +52,7 @@ def _packed(root: Root, job: Job, source: str) -> Iterator[BinaryIO]:
         return
     require(job, JobState.PAUSED, JobState.EXITED, JobState.FAILED, verb="copy from")
     chain = (*job.layers, job.upper) if job.upper else job.layers
-    with root.intent(f"copy-{job.id}") as scratch, chains.packed(root, job.base, chain, source, scratch) as stream:
+    with chains.packed(root, job.base, chain, source) as stream:
         yield stream
 
 

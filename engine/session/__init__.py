@@ -11,7 +11,7 @@ the socket: whatever comes from either is checked, bounded, and a ProtocolError 
 """
 
 from engine.session.connection import LIVE, START, TAIL, Connection, connect
-from engine.session.files import Question, question, specs, statuses
+from engine.session.files import Question, question, specs, status, statuses
 from engine.session.log import follow, read_log
 from engine.session.protocol import Event, Exit, Output, StepMark
 
@@ -30,5 +30,6 @@ __all__ = [
     "question",
     "read_log",
     "specs",
+    "status",
     "statuses",
 ]

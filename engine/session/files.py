@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -20,10 +22,15 @@ from engine.errors import ProtocolError, from_os
 from engine.model import SessionSpec, SessionStatus
 from engine.session.protocol import MESSAGE_MAX, decode_records, decode_spec, decode_status, number
 
+log = logging.getLogger("serac")
+_T = TypeVar("_T")
+
 ENTRIES_MAX = 1 << 17
 """entries of the directory that are looked at"""
 SESSION_ID_MAX = 999_999_999
 FILE_MAX = 2 * MESSAGE_MAX
+ALL_MAX = 16 * MESSAGE_MAX
+"""bytes of all files of a kind together"""
 NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(spec|status)")
 
 
@@ -38,13 +45,13 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def specs(io: Path) -> dict[int, SessionSpec]:
-    """The spec of every session that the job ever had. Raises ProtocolError."""
-    return {session: decode_spec(content, session) for session, content in _sessions(io, "spec")}
+    """The spec of every session of which init keeps one. A file that isn't what init writes is passed over."""
+    return dict(_sessions(io, "spec", decode_spec))
 
 
 def statuses(io: Path) -> dict[int, SessionStatus]:
-    """What init last wrote of every session. Raises ProtocolError."""
-    return {session: decode_status(content, session) for session, content in _sessions(io, "status")}
+    """What init last wrote of every session. A file that isn't what init writes is passed over."""
+    return dict(_sessions(io, "status", decode_status))
 
 
 def question(io: Path) -> Question | None:
@@ -70,13 +77,20 @@ def spec(io: Path, session: int) -> SessionSpec | None:
     return None if content is None else decode_spec(content, session)
 
 
-def _sessions(io: Path, kind: str) -> Iterator[tuple[int, bytes]]:
+def _sessions(io: Path, kind: str, decode: Callable[[bytes, int], _T]) -> Iterator[tuple[int, _T]]:
+    left = ALL_MAX
     for name in sorted(_names(io)):
         match = NAME.fullmatch(name)
         if match and match[2] == kind:
-            content = _read(io, name)
-            if content is not None:
-                yield int(match[1]), content
+            try:
+                content = _read(io, name)
+                if content is not None:
+                    left -= len(content)
+                    yield int(match[1]), decode(content, int(match[1]))
+            except ProtocolError as error:
+                log.warning("%s", error)
+            if left < 0:
+                raise ProtocolError(f"the job has put more than {ALL_MAX} bytes into {io}")
 
 
 def _names(io: Path) -> Iterator[str]:

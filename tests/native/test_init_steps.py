@@ -37,9 +37,12 @@ def test_steps_run_in_order_from_the_first_not_done(job: InitJob, tty: tuple[int
         connection.start(SessionSpec(id=0, steps=steps, done=("one",), env=PATH, tty=tty))
     events = list(session.follow(job.io, 0))
     assert job.wait() == 0
-    told = [f"{event.name} {event.outcome}" if isinstance(event, StepMark) else event.data.decode().strip()
-            for event in events if not isinstance(event, Exit)]  # fmt: skip
-    assert told == ["two begins", "in two", "two completed", "three begins", "in three", "three completed"]
+    told = "".join(
+        f"<{event.name} {event.outcome}>" if isinstance(event, StepMark) else event.data.decode().strip()
+        for event in events
+        if not isinstance(event, Exit)
+    )
+    assert told == "<two begins>in two<two completed><three begins>in three<three completed>"
     assert session.statuses(job.io)[0].done == ("one", "two", "three")
     assert session.specs(job.io)[0].steps == steps
 
