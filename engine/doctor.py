@@ -18,7 +18,7 @@ from engine.kernel.mountinfo import mounts
 from engine.kernel.statfs import type_of
 from engine.model import Finding
 
-GOOD = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0xF2F52010: "f2fs"}
+GOOD = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0xF2F52010: "f2fs"}
 """f_type -> filesystems known to hold an upper: xattrs in trusted.*, whiteouts, idmapped mounts"""
 
 BAD = {
@@ -47,7 +47,7 @@ FREE_WANTED = 2 << 30
 _CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "SETGID": 6, "SETUID": 7, "NET_ADMIN": 12, "SYS_CHROOT": 18}
 _CAPABILITIES |= {"SYS_PTRACE": 19, "SYS_ADMIN": 21, "MKNOD": 27}
 _SYS_RESOURCE = 24
-_ON_EXT4 = "choose a --root on ext4, xfs, btrfs or tmpfs"
+_ON_EXT4 = "choose a --root on ext4, xfs or btrfs"
 
 
 def check_root_filesystem(path: Path) -> None:

@@ -79,7 +79,7 @@ class ToolFailed(SeracError):
 class BadRoot(SeracError):
     """The root directory can't be used: its filesystem can't hold an upper, or it is not a serac root."""
 
-    code, status, default_hint = "bad-root", 211, "choose a --root on ext4, xfs, btrfs or tmpfs"
+    code, status, default_hint = "bad-root", 211, "choose a --root on ext4, xfs or btrfs"
 
 
 class LaunchFailed(SeracError):

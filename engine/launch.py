@@ -204,7 +204,7 @@ def _report(fd: int, deadline: float) -> Iterator[tuple[str, str]]:
 
 _REMEDIES = {
     "userns": "raise /proc/sys/user/max_user_namespaces, or use --userns host",
-    "trees": "the layers' filesystem must support idmapped mounts (ext4, xfs, btrfs, tmpfs, EROFS); or --userns host",
+    "trees": "the layers' filesystem must support idmapped mounts (ext4, xfs, btrfs, EROFS); or --userns host",
     "overlay": "the root must be on ext4, xfs or btrfs, and the kernel needs CONFIG_OVERLAY_FS",
     "clone": "raise /proc/sys/user/max_*_namespaces, or the pids limit of the engine's own control group",
     "mount": "an image is mounted from its file: Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE",

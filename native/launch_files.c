@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -22,14 +23,15 @@ static int parents_make(const char *path) {
     return 0;
 }
 
-/* Beside `path`; what a launch that was killed left there is taken away. */
+/* Beside `path`, under a name that the job could not have taken before. */
 static int aside_open(const char *path, char aside[PATH_MAX]) {
-    if (snprintf(aside, PATH_MAX, "%s.aside", path) >= PATH_MAX) {
+    unsigned long long salt;
+    if (getrandom(&salt, sizeof salt, 0) != (ssize_t)sizeof salt)
+        return -1;
+    if (snprintf(aside, PATH_MAX, "%s.%016llx", path, salt) >= PATH_MAX) {
         errno = ENAMETOOLONG;
         return -1;
     }
-    if (unlink(aside) < 0 && errno != ENOENT)
-        return -1;
     return open(aside, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
 }
 

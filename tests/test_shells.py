@@ -94,13 +94,8 @@ def test_the_window_is_followed(engine: Engine, job: str) -> None:
     with Terminal(engine.config.root, "exec", "-t", job, "--", "bash", "--norc", rows=30, columns=100) as user:
         user.type("echo is $LINES $COLUMNS\r")
         user.expect("is 30 100")
-        user.type("trap 'echo changed' WINCH; echo re''ady\r")
-        user.expect("ready")
         user.resize(40, 120)
-        user.type("\r")
-        user.expect("changed")
-        user.type("stty size; echo is $LINES $COLUMNS\r")
-        user.expect("40 120")
+        user.type("until stty size | grep -x '40 120'; do sleep 0.05; done; echo is $LINES $COLUMNS\r")
         user.expect("is 40 120")
 
 

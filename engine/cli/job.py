@@ -9,7 +9,7 @@ from engine.cli import run, text, values
 from engine.cli.opening import open_engine
 from engine.cli.output import Output
 from engine.cli.parser import Parser, Verbs
-from engine.errors import NotFound, WrongState
+from engine.errors import InvalidInput, NotFound, WrongState
 from engine.model import ForkResult, JobState
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _add_resume(verbs: Verbs) -> None:
     )  # fmt: skip
     parser.add_argument("what", metavar="JOB|SNAP", help="a paused job's name or id, or a snapshot's id")
     parser.add_argument("--as", dest="name", metavar="NAME", help="fork, under this name")
+    parser.add_argument("--workdir", "-w", metavar="DIR", help="where the job's command starts, if its own is gone")
 
 
 def _add_ends(verbs: Verbs) -> None:
@@ -183,7 +184,7 @@ def thaw(args: Namespace, out: Output) -> int:
 
 def resume(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
-        result = _resume(engine, args.what, args.name)
+        result = _resume(engine, args.what, args.name, args.workdir)
         name = engine.job(result.job).name
     what = f"forked {result.snapshot} as {name}" if isinstance(result, ForkResult) else f"resumed {name}"
     out.value(result, f"{what} ({result.mode}, {result.strategy}){_took(result.timings)}")
@@ -192,13 +193,15 @@ def resume(args: Namespace, out: Output) -> int:
     return 0
 
 
-def _resume(engine: Engine, what: str, name: str | None) -> ResumeResult | ForkResult:
+def _resume(engine: Engine, what: str, name: str | None, workdir: str | None) -> ResumeResult | ForkResult:
     """A job's name comes before a snapshot's id."""
     job = _job(engine, what)
+    if workdir is not None and (job is None or name is not None):
+        raise InvalidInput("--workdir goes with a job that is resumed, not with a fork")
     if job is None:
         return engine.fork(what, name=name)
     if name is None:
-        return engine.resume(job.id)
+        return engine.resume(job.id, workdir=workdir)
     if job.snapshot is None:
         raise WrongState(f"job {job.name} isn't paused", hint="pause it, or name a snapshot: `serac snapshot ls`")
     return engine.fork(job.snapshot, name=name)

@@ -1,4 +1,4 @@
-"""``serac snapshot``: list, look at and remove what pauses left."""
+"""``serac snapshot``: list, look at, pin and remove what pauses left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     family = verbs.family(
-        "snapshot", "list, show and remove snapshots",
+        "snapshot", "list, show, pin and remove snapshots",
         examples="serac snapshot ls --job build\nserac snapshot show 4f0c2a91\nserac resume 4f0c2a91 --as second-try",
     )  # fmt: skip
     listed = family.add("ls", ls, "list the snapshots", examples="serac snapshot ls --job build")
@@ -24,6 +24,14 @@ def add(verbs: Verbs) -> None:
     listed.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     shown = family.add("show", show, "show one snapshot in detail", examples="serac snapshot show 4f0c2a91")
     shown.add_argument("snapshot", metavar="SNAP", help="its id")
+    for name, verb, help_text in (("pin", pin, "keep a snapshot when its job goes on"), ("unpin", unpin, "undo a pin")):
+        pinned = family.add(
+            name, verb, help_text,
+            more="A job that is resumed writes on in the layer of its own newest snapshot, which ends with that; "
+            "a pinned one stays, and the job stacks a new layer on it.",
+            examples=f"serac snapshot {name} 4f0c2a91",
+        )  # fmt: skip
+        pinned.add_argument("snapshot", metavar="SNAP", help="its id")
     removed = family.add(
         "rm", rm, "remove snapshots",
         more="One that a paused job needs for its resume is refused.", examples="serac snapshot rm 4f0c2a91",
@@ -61,6 +69,7 @@ def show(args: Namespace, out: Output) -> int:
         "state": text.json(snapshot.context.state) if snapshot.context.state is not None else "",
         "labels": text.pairs(snapshot.labels),
         "parent": snapshot.parent or "",
+        "pinned": "yes" if snapshot.pinned else "",
         "created": text.moment(snapshot.created),
     }
     out.listing(snapshot, facts)
@@ -71,6 +80,21 @@ def _session(spec: SessionSpec) -> str:
     what = text.shell(spec.argv) or f"steps {', '.join(step.name for step in spec.steps)}"
     done = f" (done: {', '.join(spec.done)})" if spec.done else ""
     return f"{spec.id or 0}: {what}{done} in {spec.workdir}"
+
+
+def pin(args: Namespace, out: Output) -> int:
+    return _pin(args, out, pinned=True)
+
+
+def unpin(args: Namespace, out: Output) -> int:
+    return _pin(args, out, pinned=False)
+
+
+def _pin(args: Namespace, out: Output, *, pinned: bool) -> int:
+    with open_engine(args) as engine:
+        snapshot = engine.snapshot_pin(args.snapshot, pinned=pinned)
+    out.value(snapshot, f"{'pinned' if pinned else 'unpinned'} {snapshot.id}")
+    return 0
 
 
 def rm(args: Namespace, out: Output) -> int:

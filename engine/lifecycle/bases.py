@@ -117,7 +117,12 @@ def remove(root: Root, ref: str) -> None:
     found = root.catalog.base(ref)
     root.give_way()
     with root.intent(f"rm-{found.digest[:12]}") as intent, _held(root, found.digest):
-        if _forget(root, ref, found.digest):
+        try:
+            stays = _forget(root, ref, found.digest)
+        except InUse:
+            intent.undone()
+            raise
+        if stays:
             return
         with step("base.unmount"):
             mounting.unmount(root, found.digest)

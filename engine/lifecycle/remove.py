@@ -57,15 +57,25 @@ def remove_snapshot(root: Root, ref: str) -> None:
     """Remove a snapshot; its layers stay while a chain needs them. Raises InUse for what a job is paused to."""
     snapshot = root.catalog.snapshot(ref)
     root.give_way()
-    with root.intent(f"rm-{snapshot.id}"):
-        with root.catalog.transaction(durable=True) as transaction:
-            _refuse_used(root, snapshot.id)
-            transaction.remove_snapshot(snapshot.id)
-            gone = _unreferenced(root)
-            for layer in gone:
-                transaction.remove_layer(layer)
+    with root.intent(f"rm-{snapshot.id}") as intent:
+        try:
+            gone = _forget_snapshot(root, snapshot.id)
+        except InUse:
+            intent.undone()
+            raise
         for layer in gone:
             remove_tree(root.layer(layer))
+
+
+def _forget_snapshot(root: Root, snapshot_id: str) -> list[str]:
+    """Its row goes; the ids of the layers whose rows went with it."""
+    with root.catalog.transaction(durable=True) as transaction:
+        _refuse_used(root, snapshot_id)
+        transaction.remove_snapshot(snapshot_id)
+        gone = _unreferenced(root)
+        for layer in gone:
+            transaction.remove_layer(layer)
+    return gone
 
 
 def _refuse_used(root: Root, snapshot_id: str) -> None:
