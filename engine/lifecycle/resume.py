@@ -19,6 +19,9 @@ after takes the job back to its snapshot.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import msgspec
 
 from engine import layers, session, store
@@ -84,13 +87,13 @@ def _clear_io(root: Root, job: Job, snapshot: Snapshot) -> None:
     coming = {spec.id for spec in snapshot.context.sessions}
     statuses = session.statuses(io)
     ended = sorted(number for number, status in statuses.items() if not status.running and number not in coming)
-    kept = {0, *coming, *ended[-ENDED_KEPT:]}
-    for path in io.iterdir():
-        number, _, suffix = path.name.partition(".")
-        wanted = number.isdecimal() and int(number) in kept and suffix in {"log", "log.old", "spec", "status"}
-        stale = suffix == "status" and (int(number) in coming or int(number) not in ended) if wanted else True
-        if stale or path.is_symlink() or not path.is_file():
-            store.remove_tree(path)
+    kept = {f"{number}.{kind}" for number in ended[-ENDED_KEPT:] for kind in ("status", "spec", "log", "log.old")}
+    kept |= {f"{number}.{kind}" for number in coming for kind in ("log", "log.old")}
+    for entry in os.scandir(io):
+        if entry.is_dir(follow_symlinks=False):
+            store.remove_tree(Path(entry.path))
+        elif entry.name not in kept or not entry.is_file(follow_symlinks=False):
+            os.unlink(entry.path)
 
 
 def _commit(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None) -> Job:
