@@ -37,6 +37,9 @@ _BUSY_TIMEOUT = 30.0
 _IDLE_MAX = 4
 """connections kept for the next one who asks"""
 
+BEGINNING_MIN = 4
+"""characters of an id that stand for it: the name of a job that is gone, ``a`` say, must not mean another job"""
+
 Document = TypeVar("Document", bound=Value)
 
 
@@ -157,7 +160,7 @@ class Catalog:
     def _by_id(self, table: str, ref: str, kind: type[Document]) -> Document:
         # A range instead of LIKE: uses the index, and nothing in `ref` is a wildcard.
         query = f"SELECT document FROM {table} WHERE id >= ? AND id < ? ORDER BY id LIMIT 2"
-        found = self._all(query, (ref, ref + "\U0010ffff"), kind) if ref else []
+        found = self._all(query, (ref, ref + "\U0010ffff"), kind) if len(ref) >= BEGINNING_MIN else []
         if len(found) == 1 or (found and _identity(found[0]) == ref):
             return found[0]
         if found:

@@ -2,13 +2,14 @@
 
 ``Config.load(root)`` reads ``ROOT/config.json`` where it exists; unknown keys are refused.
 
-ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>)
+ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>, gone when it is empty)
   config.json                           mounts/<digest>/    images, read-only, shared by all jobs
-  catalog.sqlite                        jobs/<id>/          stage/, pid and start time of init
+  catalog.sqlite                        jobs/<id>/          stage/, init.json: while the job holds anything of the host
   bases/<digest>/  image.json meta.erofs data.blob
-  layers/<id>/     upper/ work/
-  jobs/<id>/       io/ (logs, status, the socket of init)
-  tmp/             everything is built here, then renamed
+  layers/<id>/     upper/, work/ while a job writes it, snapshot.json once it is sealed
+  jobs/<id>/       io/ (logs, status, the socket of init); the lock of the job is on this directory
+  tmp/             images are built here, then renamed; what lies here outside of a verb is the trace of a crash
+  ballast          room that is given up when a removal meets a full disk
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 module in `engine.lifecycle`, whose docstring tells the verb's steps, its commit point and its crash table.
 
 Any number of engines, in threads and processes, may work on one root at the same time. A verb that was interrupted
-can always be called again. References to jobs are names, ids or unambiguous beginnings of ids; to snapshots ids or
-beginnings; to bases names, digests or beginnings.
+can always be called again. References to jobs are names, ids or unambiguous beginnings of ids, of four characters or
+more; to snapshots ids or beginnings; to bases names, digests or beginnings.
 
 What only some verbs need (building bases, copying, the doctor) is imported by them: the command's start counts.
 """
@@ -73,7 +73,7 @@ class Engine:
 
     def close(self) -> None:
         """Give back the engine's descriptors; jobs run on."""
-        self._root.catalog.close()
+        self._root.close()
 
     @staticmethod
     def doctor(root: str | os.PathLike[str] | None = None) -> list[Finding]:
@@ -241,7 +241,7 @@ class Engine:
     def resume(self, ref: str, *, workdir: str | None = None) -> ResumeResult:
         """Let a paused job go on. A resume that fails leaves it paused.
 
-        ``workdir``: where its command starts, if not where it began (that directory may be gone)."""
+        ``workdir``: where its command starts from now on, if not where it began (that directory may be gone)."""
         with recover.taken(self._root, ref) as job:
             return resume.resume(self._root, job, workdir=workdir)
 

@@ -118,18 +118,18 @@ class Intent:
 
 
 @contextlib.contextmanager
-def intent(tmp: Path, name: str, *, timeout: float) -> Iterator[Intent]:
+def intent(tmp: Path, name: str, *, timeout: float, scratch: bool = False) -> Iterator[Intent]:
     """Work on directories that the catalog doesn't know yet, or no more.
 
     The marker goes at the end, and stays with its contents removed when the block failed and nobody said `undone`.
     On a full disk there is no marker, because removals must work there most of all; what is half done is then found
-    by the sweep that the next marker calls for."""
+    by the sweep that the next marker calls for. ``scratch``: the block can't do without the directory."""
     with locked(tmp, timeout=timeout, shared=True):
         marker = Intent(tmp / f"{name}.{secrets.token_hex(4)}")
         try:
             marker.path.mkdir(mode=0o700)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if scratch or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise from_os(error, "begin") from error
         try:
             yield marker

@@ -69,11 +69,8 @@ def empty(engine: Engine) -> None:
     for base in engine.bases():
         for name in base.names:
             engine.base_remove(name)
-    run = engine.config.run
-    assert sorted(path for path in run.rglob("*") if not path.is_dir()) == []
-    shutil.rmtree(run)
-    if run.parent == Path("/run/serac") and not any(run.parent.iterdir()):
-        run.parent.rmdir()
+    engine.close()
+    assert not engine.config.run.exists()
 
 
 def shell(script: str, **fields: object) -> JobSpec:

@@ -48,6 +48,8 @@ def test_files_come_back_and_the_command_starts_again(engine: Engine) -> None:
     engine.pause("a")
     result = engine.resume("a")
     assert result.strategy == "reuse"
+    assert engine.job("a").snapshot is None
+    assert engine.snapshots() == []
     until(engine, "a", b"2\n")
     assert inside(engine, "a", "ls /src; cat /n") == "2\n"
 

@@ -34,8 +34,8 @@ def bash_tree(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
     with open(tree / "etc/passwd", "a") as accounts:
-        accounts.write(f"worker:x:{USER[0]}:{USER[1]}::/home/worker:/bin/bash\n")
-    (tree / "home/worker").mkdir(parents=True)
+        accounts.write(f"worker:x:{USER[0]}:{USER[1]}::/srv/worker:/bin/bash\n")
+    (tree / "srv/worker").mkdir(parents=True)
     return tree
 
 
@@ -142,18 +142,18 @@ def test_a_session_of_an_ordinary_user(engine: Engine, job: str) -> None:
         argv=("bash", "-c", "id -u; id -g; echo $HOME; echo mine > file; touch /etc/theirs; cat /proc/self/status"),
         uid=USER[0],
         gid=USER[1],
-        workdir="/home/worker",
-        env={"HOME": "/home/worker"},
+        workdir="/srv/worker",
+        env={"HOME": "/srv/worker"},
     )
-    inside(engine, job, f"chown {USER[0]}:{USER[1]} /home/worker")
+    inside(engine, job, f"chown {USER[0]}:{USER[1]} /srv/worker")
     with engine.exec(job, spec) as connection:
         events = [event for event in connection.events() if isinstance(event, Output)]
     printed = b"".join(event.data for event in events if event.stream == 1).decode()
-    assert printed.split()[:3] == [str(USER[0]), str(USER[1]), "/home/worker"]
+    assert printed.split()[:3] == [str(USER[0]), str(USER[1]), "/srv/worker"]
     assert "CapEff:\t0000000000000000" in printed
     assert "Groups:\t\n" in printed.replace("Groups:\t \n", "Groups:\t\n")
     assert b"Permission denied" in b"".join(event.data for event in events if event.stream == 2)
-    assert inside(engine, job, "stat -c '%u %g' /home/worker/file") == "1234 567\n"
+    assert inside(engine, job, "stat -c '%u %g' /srv/worker/file") == "1234 567\n"
 
 
 def test_a_users_session_comes_back_as_the_user(engine: Engine, job: str) -> None:

@@ -20,8 +20,8 @@ def add(verbs: Verbs) -> None:
         "cp", cp, "copy files and directories into a job or out of it",
         more="One side is JOB:/absolute/path, the other a local path or - for a tar stream. "
         "Links in the job are never followed out of its root. Works on running and frozen jobs.",
-        examples="serac cp ./src build:/work/src\n"
-        "serac cp build:/work/out.tar.gz .\n"
+        examples="serac cp ./src build:/src\n"
+        "serac cp build:/src/out.tar.gz .\n"
         "tar c src | serac cp - build:/work\n"
         "serac cp build:/var/log - | tar t",
     )  # fmt: skip

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from engine import archive, base, store
 from engine.base import Source
-from engine.errors import InUse, from_os
+from engine.errors import InUse, NotFound, from_os
 from engine.lifecycle import chains, mounting
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import Base, SnapshotSource, Warmth
@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 
 def build(root: Root, name: str, source: Source | SnapshotSource, *, progress: Progress | None = None) -> Base:
     check_name(name)
-    with root.intent(f"base-{name}") as intent:
+    with root.intent(f"base-{name}", scratch=True) as intent:
         image = intent.path / "image"
         try:
             env = _make_image(root, source, image, progress)
@@ -54,13 +54,20 @@ def _make_image(root: Root, source: Source | SnapshotSource, image: Path, progre
     tree = image.with_name("tree")
     with step("base.unpack"):
         _tell(progress, "unpack")
-        tree.mkdir()
+        _make_directory(tree, mode=0o755)
         env = _unpack(root, source, tree)
     with step("base.image"):
         base.prepare(tree)
-        image.mkdir(mode=0o700)
+        _make_directory(image, mode=0o700)
         archive.build_image(tree, image, progress=_part(progress, "image"))
     return env
+
+
+def _make_directory(path: Path, *, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode)
+    except OSError as error:
+        raise from_os(error, "build base") from error
 
 
 def describe(source: Source | SnapshotSource) -> str:
@@ -141,11 +148,13 @@ def _held(root: Root, digest: str) -> Iterator[None]:
 def _forget(root: Root, ref: str, digest: str) -> bool:
     """The name's row goes, or the base's; whether the base stays."""
     with root.catalog.transaction(durable=True) as transaction:
-        names = root.catalog.base(digest).names
-        if ref in names and len(names) > 1:
+        found = root.catalog.base(ref)  # again, for the name may have gone or moved since
+        if found.digest != digest:
+            raise NotFound(f"{ref} means another base meanwhile")
+        if ref in found.names and len(found.names) > 1:
             transaction.remove_tag(ref)
             return True
-        _refuse_used(root, root.catalog.base(digest))
+        _refuse_used(root, found)
         transaction.remove_base(digest)
         return False
 

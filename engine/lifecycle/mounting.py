@@ -23,7 +23,7 @@ def mounted(root: Root, digest: str) -> Path:
         with store.locked(directory, timeout=root.timeout):
             if not os.path.ismount(target):
                 _check_sizes(directory)
-                target.mkdir(mode=0o700, exist_ok=True)
+                root.make_private(target)
                 launch.mount_image(directory / "meta.erofs", directory / "data.blob", target, timeout=root.timeout)
     except FileNotFoundError as error:
         raise Damaged(f"base {digest[:12]} is not on this host", hint="build or import the base again") from error

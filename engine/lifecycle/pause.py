@@ -42,6 +42,7 @@ def pause(
 ) -> PauseResult:
     """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on."""
     _check_mode(mode)
+    sessions.check_annotations(labels, None if state is msgspec.UNSET else state)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
         reason = NO_CHECKPOINT if mode == "auto" else None

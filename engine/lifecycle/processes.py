@@ -62,14 +62,15 @@ def bring_up(root: Root, job: Job, *, verb: str) -> None:
 
 
 def start(root: Root, job: Job, sessions: Sequence[SessionSpec], *, verb: str) -> dict[int, str]:
-    """Start sessions in a job that was brought up, those that run already left alone.
+    """Start sessions in a job that was brought up, but for those that were started in this life of it already: they
+    run, or have left a status.
 
     Session 0 must start; others that can't (their directory is gone, say) are returned with the reason."""
     missing = {}
     with step(f"{verb}.start", job=job.id), connected(root, job.id) as connection:
-        running = {status.id for status in connection.sessions()}
+        begun = {status.id for status in connection.sessions()} | session.statuses(root.io(job.id)).keys()
         for spec in sessions:
-            if spec.id in running:
+            if spec.id in begun:
                 continue
             try:
                 connection.start(spec)
@@ -91,7 +92,7 @@ def _launch(root: Root, job: Job, group: cgroup.Group, base: Path) -> int:
 def launch_spec(root: Root, job: Job, group: cgroup.Group, base: Path) -> LaunchSpec:
     """What serac-launch is told of a job; nothing of it comes from an archive or from inside the job."""
     stage = root.run_job(job.id) / "stage"
-    stage.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.make_private(stage)
     overlay = layers.overlay(root.layers, base, job.layers, job.upper)
     settings = root.config.settings
     return LaunchSpec(

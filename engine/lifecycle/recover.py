@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Container, Iterator
 from functools import partial
 from pathlib import Path
@@ -103,7 +104,7 @@ def sweep(root: Root) -> bool:
         *_strange_directories((root.jobs, root.run_jobs), known=jobs),
         *_strange_directories((root.layers,), known=sealed),
         *(partial(layers.unseal, root.layer(layer)) for layer, is_sealed in sealed.items() if not is_sealed),
-        *(partial(mounting.unmount, root, path.name) for path in root.mounts.iterdir() if path.name not in bases),
+        *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in bases),
         *_strange_directories((root.bases,), known=bases),
         partial(processes.release_network, root),
     ]
@@ -130,4 +131,12 @@ def _strange_groups(root: Root, jobs: Container[str]) -> Iterator[Callable[[], o
 
 def _strange_directories(places: tuple[Path, ...], *, known: Container[str]) -> Iterator[Callable[[], object]]:
     for place in places:
-        yield from (partial(store.remove_tree, path) for path in place.iterdir() if path.name not in known)
+        yield from (partial(store.remove_tree, place / name) for name in _names(place) if name not in known)
+
+
+def _names(place: Path) -> list[str]:
+    """Of what is in a directory, which another engine may take away when it was empty."""
+    try:
+        return os.listdir(place)
+    except FileNotFoundError:
+        return []

@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from engine import layers, session, store
-from engine.lifecycle import processes
+from engine.lifecycle import processes, sessions
 from engine.lifecycle.root import Root, now, require
 from engine.model import Job, JobState, Layer, ResumeResult, SessionSpec, Snapshot, Strategy
 from engine.steps import record, step
@@ -35,8 +35,10 @@ ENDED_KEPT = 64
 
 
 def resume(root: Root, job: Job, *, workdir: str | None) -> ResumeResult:
-    """``workdir`` instead of session 0's directory, where that is gone."""
+    """``workdir``: the job's directory from now on, where its own is gone."""
     require(job, JobState.PAUSED, verb="resume")
+    if workdir is not None:
+        sessions.check_workdir(workdir)
     snapshot = root.catalog.snapshot(job.snapshot or "")
     with record() as timings, root.intent(f"resume-{job.id}") as intent:
         try:
@@ -100,13 +102,15 @@ def _commit(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None) 
     """Step 3."""
     assert resuming.upper is not None
     pending = tuple(_in_directory(spec, workdir) for spec in snapshot.context.sessions)
-    running = msgspec.structs.replace(resuming, state=JobState.RUNNING, started=now(), pending=pending)
+    spec = msgspec.structs.replace(resuming.spec, workdir=workdir or resuming.spec.workdir)
+    running = msgspec.structs.replace(resuming, state=JobState.RUNNING, spec=spec, started=now(), pending=pending)
     reused = resuming.upper == snapshot.layers[-1]
     with root.catalog.transaction(durable=reused) as transaction:
         if reused:
             parent = resuming.layers[-1] if resuming.layers else None
             transaction.put_layer(Layer(id=resuming.upper, parent=parent, owner=resuming.id, created=snapshot.created))
             transaction.remove_snapshot(snapshot.id)
+            running = msgspec.structs.replace(running, snapshot=None)
         transaction.put_job(running)
     return running
 
@@ -150,7 +154,13 @@ def undo(root: Root, job_id: str) -> bool:
 def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
     top = snapshot.layers[-1]
     paused = msgspec.structs.replace(
-        job, state=JobState.PAUSED, upper=None, layers=snapshot.layers, snapshot=snapshot.id, pending=()
+        job,
+        state=JobState.PAUSED,
+        spec=snapshot.spec,
+        upper=None,
+        layers=snapshot.layers,
+        snapshot=snapshot.id,
+        pending=(),
     )
     parent = snapshot.layers[-2] if len(snapshot.layers) > 1 else None
     with root.catalog.transaction(durable=True) as transaction:

@@ -51,6 +51,23 @@ class Root:
         except OSError as error:
             raise from_os(error, "open root") from error
 
+    def close(self) -> None:
+        """The run directory goes too, unless a base is mounted or a job has something in it."""
+        self.catalog.close()
+        for place in (self.mounts, self.run_jobs, self.config.run, self.config.run.parent):
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+    def make_private(self, directory: Path) -> None:
+        """Make a directory of the run directory, open to nobody else all the way: a base has set-user-ID programs.
+
+        Again and again, for engines that close take away what is empty."""
+        while not directory.is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                for place in reversed((directory, *directory.parents)):
+                    if not place.is_dir():
+                        place.mkdir(mode=0o700, exist_ok=True)
+
     def layer(self, layer_id: str) -> Path:
         return self.layers / layer_id
 
@@ -79,8 +96,8 @@ class Root:
                 raise NotFound(f"job {found.name} was removed meanwhile") from error
             yield self.catalog.job_with(found.id)
 
-    def intent(self, name: str) -> contextlib.AbstractContextManager[store.Intent]:
-        return store.intent(self.tmp, name, timeout=self.timeout)
+    def intent(self, name: str, *, scratch: bool = False) -> contextlib.AbstractContextManager[store.Intent]:
+        return store.intent(self.tmp, name, timeout=self.timeout, scratch=scratch)
 
     def give_way(self) -> None:
         """Let a full disk have the room that is kept for removals; the next engine keeps some again."""

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import msgspec
 
 from engine import layers, network, store
-from engine.errors import Busy, InvalidInput, NotFound
+from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
 from engine.lifecycle import mounting, processes, remove, sessions
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
@@ -66,8 +66,8 @@ def check(spec: JobSpec) -> None:
         check_name(spec.name)
     if spec.argv and spec.steps:
         raise InvalidInput("a job has a command or steps, not both")
-    if not spec.workdir.startswith("/"):
-        raise InvalidInput(f"workdir must be absolute: {spec.workdir!r}")
+    sessions.check_workdir(spec.workdir)
+    sessions.check_annotations(spec.labels, spec.state)
     names = [entry.name for entry in spec.steps]
     if len(set(names)) != len(names):
         raise InvalidInput("two steps have the same name")
@@ -119,7 +119,12 @@ def _made(root: Root, job: Job) -> Iterator[Job]:
 
     The lock is taken before the row is there: to another engine a ``created`` job that isn't locked is a crash."""
     with root.intent(f"job-{job.id}") as intent:
-        root.io(job.id).mkdir(mode=0o755, parents=True)
+        try:
+            root.io(job.id).mkdir(mode=0o755, parents=True)
+        except OSError as error:
+            store.remove_tree(root.jobs / job.id)
+            intent.undone()
+            raise from_os(error, "create job") from error
         with store.locked(root.jobs / job.id, timeout=root.timeout):
             try:
                 with step("run.prepare", job=job.id):
@@ -134,8 +139,12 @@ def _made(root: Root, job: Job) -> Iterator[Job]:
 def _make(root: Root, job: Job) -> Job:
     """The job's upper, then its rows."""
     assert job.upper is not None
-    below = root.layer(job.layers[-1]) / "upper" if job.layers else mounting.mounted(root, job.base)
-    layers.create(root.layer(job.upper), like=below)
+    try:
+        below = root.layer(job.layers[-1]) / "upper" if job.layers else mounting.mounted(root, job.base)
+        layers.create(root.layer(job.upper), like=below)
+    except SeracError:
+        _check_chain(root, job)  # what it stands on was removed, perhaps: that says more
+        raise
     upper = Layer(id=job.upper, parent=job.layers[-1] if job.layers else None, owner=job.id, created=job.created)
     with root.catalog.transaction() as transaction:
         _check_chain(root, job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -26,11 +27,27 @@ def check_texts(texts: Iterable[str], env: Mapping[str, str]) -> None:
     """Raises InvalidInput for what no process can be given, or no catalog can hold."""
     for text in (*texts, *env, *env.values()):
         if "\0" in text:
-            raise InvalidInput("a NUL byte can't be in a command, a step or the environment")
+            raise InvalidInput("a NUL byte can't be in a command, a path, a step or the environment")
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InvalidInput(f"not UTF-8: {text!r}", hint="commands, steps and environments are text")
     if any(not key or "=" in key for key in env):
         raise InvalidInput("an environment variable needs a name without '='")
+
+
+def check_workdir(workdir: str) -> None:
+    """Raises InvalidInput."""
+    if not workdir.startswith("/"):
+        raise InvalidInput(f"workdir must be absolute: {workdir!r}")
+    check_texts((workdir,), {})
+
+
+def check_annotations(labels: Mapping[str, str], state: Any) -> None:
+    """What the caller wants to be kept. Raises InvalidInput for what no catalog can hold."""
+    check_texts((*labels, *labels.values()), {})
+    try:
+        msgspec.json.encode(state)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidInput(f"the state is no JSON value: {error}", hint="objects, arrays, text, numbers") from error
 
 
 def main_session(

@@ -30,7 +30,9 @@ ENTRIES_MAX = 1 << 17
 SESSION_ID_MAX = 999_999_999
 FILE_MAX = 2 * MESSAGE_MAX
 ALL_MAX = 16 * MESSAGE_MAX
-"""bytes of all files of a kind together"""
+"""bytes of all files of a kind together, with `RECORD_COST` for each record"""
+RECORD_COST = 64
+"""bytes that a record takes in memory beyond its own"""
 NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(spec|status)")
 
 
@@ -86,7 +88,9 @@ def _sessions(io: Path, kind: str, decode: Callable[[bytes, int], _T]) -> Iterat
                 content = _read(io, name)
                 if content is not None:
                     left -= len(content)
-                    yield int(match[1]), decode(content, int(match[1]))
+                    found = decode(content, int(match[1]))
+                    left -= RECORD_COST * content.count(b"\0")
+                    yield int(match[1]), found
             except ProtocolError as error:
                 log.warning("%s", error)
             if left < 0:

@@ -17,6 +17,8 @@ from engine.model import SessionSpec, SessionStatus, Step
 VERSION = 1
 MESSAGE_MAX = 1 << 20
 CHUNK_MAX = 32 << 10
+RECORDS_MAX = 1 << 18
+"""records at a time; of more than these each would be shorter than any that there is"""
 HEAD = struct.Struct("<BBHIIIQQ")
 """type, stream, 0, session, length, 0, offset, time"""
 LOG_HEAD = struct.Struct("<8sIIQ")
@@ -162,6 +164,8 @@ def decode_records(payload: bytes) -> list[tuple[str, str]]:
     """Raises ProtocolError."""
     if not payload:
         return []
+    if payload.count(b"\0") > RECORDS_MAX:
+        raise ProtocolError("the job has sent more records than fit into a message")
     parts = payload.split(b"\0")
     if parts.pop() != b"" or any(b"=" not in part for part in parts):
         raise ProtocolError("records from the job are malformed")

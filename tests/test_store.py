@@ -1,0 +1,132 @@
+"""Bytes that survive, locks that hold between threads and processes, and markers that tell of a crash."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine import store
+from engine.errors import Busy
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    store.write_file(file, b"one")
+    store.write_file(file, b"two")
+    assert file.read_bytes() == b"two"
+    assert file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileNotFoundError):
+        store.write_file(tmp_path / "none" / "f", b"")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(IsADirectoryError):
+        store.write_aside(tmp_path / "d", b"x")
+    assert sorted(os.listdir(tmp_path)) == ["d", "f"]
+
+
+def test_a_lock_holds_between_threads_and_processes(tmp_path: Path) -> None:
+    outcomes: list[str] = []
+
+    def attempt() -> None:
+        try:
+            with store.locked(tmp_path, timeout=0):
+                outcomes.append("taken")
+        except Busy:
+            outcomes.append("busy")
+
+    with store.locked(tmp_path, timeout=0):
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+        script = "import sys; from pathlib import Path; from engine import store\n"
+        script += "with store.locked(Path(sys.argv[1]), timeout=0): pass"
+        done = subprocess.run([sys.executable, "-c", script, os.fspath(tmp_path)], capture_output=True, check=False)
+        assert b"Busy" in done.stderr
+    attempt()
+    assert outcomes == ["busy", "taken"]
+
+
+def test_shared_locks_go_together(tmp_path: Path) -> None:
+    with store.locked(tmp_path, timeout=0, shared=True), store.locked(tmp_path, timeout=0, shared=True):
+        with pytest.raises(Busy), store.locked(tmp_path, timeout=0.02):
+            pass
+
+
+def test_the_lock_of_a_directory_that_went_away_is_none(tmp_path: Path) -> None:
+    place = tmp_path / "d"
+    place.mkdir()
+    begun = threading.Event()
+    errors: list[Exception] = []
+
+    def wait() -> None:
+        begun.set()
+        try:
+            with store.locked(place, timeout=10):
+                pass
+        except FileNotFoundError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    with store.locked(place, timeout=0):
+        thread.start()
+        begun.wait()
+        place.rmdir()
+        place.mkdir()  # another one under its name
+    thread.join()
+    # It waited for the first, or came late and had the second: never both.
+    assert len(errors) <= 1
+    with store.locked(place, timeout=0):
+        pass
+
+
+def test_a_marker_goes_with_the_work_and_stays_after_a_failure(tmp_path: Path) -> None:
+    with store.intent(tmp_path, "work", timeout=0) as intent:
+        (intent.path / "scratch").mkdir()
+        assert os.listdir(tmp_path) == [intent.path.name]
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ZeroDivisionError), store.intent(tmp_path, "work", timeout=0) as intent:
+        (intent.path / "scratch").mkdir()
+        raise ZeroDivisionError
+    assert os.listdir(intent.path) == []
+    with pytest.raises(ZeroDivisionError), store.intent(tmp_path, "undone", timeout=0) as undone:
+        undone.undone()
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == [intent.path.name]
+
+
+def test_a_sweep_is_due_after_a_crash_and_waits_for_whoever_works(tmp_path: Path) -> None:
+    with store.sweeping(tmp_path) as nothing:
+        assert nothing.markers == []
+    (tmp_path / "crashed").mkdir()
+    with store.intent(tmp_path, "work", timeout=0), store.sweeping(tmp_path) as busy:
+        assert busy.markers == []
+    with store.sweeping(tmp_path) as incomplete:
+        assert [marker.name for marker in incomplete.markers] == ["crashed"]
+    with store.sweeping(tmp_path) as sweep:
+        assert sweep.markers
+        sweep.complete = True
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_tree_is_removed_however_deep_and_no_link_is_followed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("kept")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "link").symlink_to(kept)
+    here = os.getcwd()
+    try:
+        os.chdir(tree)
+        for _ in range(1500):  # far more than Python's recursion, and 7 KB of path
+            os.mkdir("deep")
+            os.chdir("deep")
+    finally:
+        os.chdir(here)
+    store.remove_tree(tree)
+    assert not tree.exists()
+    assert kept.read_text() == "kept"
+    store.remove_tree(tree)  # again is well
