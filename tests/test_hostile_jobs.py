@@ -152,7 +152,7 @@ def test_a_job_that_lays_traps(engine: Engine, name: str) -> None:
     nothing_left_of_it(engine)
 
 
-@pytest.mark.parametrize("name", TRAPS)
+@pytest.mark.parametrize("name", [name for name, trap in TRAPS.items() if "/etc" not in trap.script])
 def test_a_job_that_lays_traps_can_be_stopped_and_removed(engine: Engine, name: str) -> None:
     laid(engine, TRAPS[name])
     with bounded():

@@ -73,19 +73,17 @@ def counting(engine: Engine) -> None:
 # exceptions
 
 
-BEFORE_THE_CUT = places("pause.freeze", "pause.look", "pause.seal", "pause.flush")
-
-
-@pytest.mark.parametrize("place", [*BEFORE_THE_CUT, "pause.commit:before"])
-def test_a_pause_that_is_broken_off_leaves_the_job_running(engine: Engine, place: str) -> None:
+def test_a_pause_that_is_broken_off_leaves_the_job_running(engine: Engine) -> None:
     counting(engine)
     upper = engine.job("a").upper
-    with interrupted(place):
-        engine.pause("a")
-    assert state_of(engine, "a") is JobState.RUNNING
-    assert counted(engine, "a") == 1  # it runs, and it is the same life
-    assert engine.snapshots() == []
-    assert not (engine.config.root / f"layers/{upper}/snapshot.json").exists()
+    before = places("pause.freeze", "pause.look", "pause.seal", "pause.flush")
+    for place in [*before, "pause.commit:before"]:
+        with interrupted(place):
+            engine.pause("a")
+        assert state_of(engine, "a") is JobState.RUNNING, place
+        assert counted(engine, "a") == 1, place  # it runs, and it is the same life
+        assert engine.snapshots() == [], place
+        assert not (engine.config.root / f"layers/{upper}/snapshot.json").exists(), place
     engine.pause("a")
     engine.resume("a")
 
@@ -104,18 +102,18 @@ def test_what_breaks_off_after_the_commit_does_not_undo_a_pause(engine: Engine, 
 
 
 @pytest.mark.parametrize("pinned", [False, True], ids=["reuse", "stack"])
-@pytest.mark.parametrize("place", [*places("resume.plan", "resume.mount", "resume.launch"), "resume.commit:before"])
-def test_a_resume_that_is_broken_off_leaves_the_job_paused(engine: Engine, place: str, pinned: bool) -> None:
+def test_a_resume_that_is_broken_off_leaves_the_job_paused(engine: Engine, pinned: bool) -> None:
     counting(engine)
     snapshot = engine.pause("a").snapshot
     engine.snapshot_pin(snapshot, pinned=pinned)
-    before = engine.snapshot(snapshot), engine.job("a"), sorted((engine.config.root / "layers").iterdir())
-    with interrupted(place):
-        engine.resume("a")
-    assert (engine.snapshot(snapshot), engine.job("a"), sorted((engine.config.root / "layers").iterdir())) == before
-    engine.fork(snapshot, name="b")
-    wait_for(lambda: counted(engine, "b") == 2)
-    engine.resume("a")
+    found = engine.snapshot(snapshot), engine.job("a"), sorted((engine.config.root / "layers").iterdir())
+    before = places("resume.plan", "resume.mount", "resume.launch")
+    for place in [*before, "resume.commit:before"]:
+        with interrupted(place):
+            engine.resume("a")
+        now = engine.snapshot(snapshot), engine.job("a"), sorted((engine.config.root / "layers").iterdir())
+        assert now == found, place
+    assert engine.resume("a").strategy == ("stack" if pinned else "reuse")
     wait_for(lambda: counted(engine, "a") == 2)
 
 
@@ -130,14 +128,14 @@ def test_a_resume_that_is_broken_off_after_its_commit_goes_on(engine: Engine, pl
     wait_for(lambda: counted(engine, "a") == 2)
 
 
-@pytest.mark.parametrize("place", places("run.prepare", "run.mount", "run.launch", "run.start", "run.commit"))
-def test_a_run_that_is_broken_off_leaves_nothing(engine: Engine, place: str) -> None:
-    with interrupted(place):
-        engine.run(shell(COUNTING, name="a", limits=Limits(memory=64 << 20, pids=20)))
-    assert engine.jobs(ended=True) == []
-    assert groups(engine) == []
-    for directory in ("jobs", "layers", "tmp"):
-        assert list((engine.config.root / directory).iterdir()) == []
+def test_a_run_that_is_broken_off_leaves_nothing(engine: Engine) -> None:
+    for place in places("run.prepare", "run.mount", "run.launch", "run.start", "run.commit"):
+        with interrupted(place):
+            engine.run(shell(COUNTING, name="a", limits=Limits(memory=64 << 20, pids=20)))
+        assert engine.jobs(ended=True) == [], place
+        assert groups(engine) == [], place
+        for directory in ("jobs", "layers", "tmp"):
+            assert list((engine.config.root / directory).iterdir()) == [], place
 
 
 # engines that are killed
