@@ -122,9 +122,13 @@ class Engine:
         return run.run(self._root, spec, terminal=terminal)
 
     def jobs(self, *, ended: bool = False) -> list[Job]:
-        """Jobs by age; without ``ended`` only those that run or can go on."""
+        """Jobs by age; without ``ended`` only those that run or can go on.
+
+        A job that is being made, or that only reads a chain for a copy, is ``created`` and none of these."""
         found = [recover.look(self._root, job) for job in self._root.catalog.jobs()]
-        return sorted((job for job in found if ended or job.state not in ENDED), key=lambda job: job.created)
+        return sorted(
+            (job for job in found if ended or job.state not in {JobState.CREATED, *ENDED}), key=lambda job: job.created
+        )
 
     def job(self, ref: str) -> Job:
         return recover.look(self._root, self._root.catalog.job(ref))

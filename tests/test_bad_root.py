@@ -105,7 +105,7 @@ TROUBLES = {
         BadRoot, "read-only", before=alone('mount --bind -o ro "$ROOT" "$ROOT"'), below="new"
     ),
     "a root that can't be written any more": Trouble(
-        BadRoot, "catalog.sqlite", before=alone('mount --bind -o ro "$ROOT" "$ROOT"')
+        BadRoot, "read-only", before=alone('mount --bind -o ro "$ROOT" "$ROOT"')
     ),
     "a root that is a file": Trouble(BadRoot, "not a directory", below="catalog.sqlite"),
     "a root below a file": Trouble(BadRoot, "not a directory", below="catalog.sqlite/new"),

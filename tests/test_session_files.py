@@ -17,28 +17,36 @@ from engine.model import SessionStatus
 from engine.session import Exit
 from engine.session.protocol import HEAD, LOG_HEAD, Message, Type
 
+BAD = [
+    os.mkfifo,
+    Path.mkdir,
+    lambda path: path.symlink_to("/etc/passwd"),
+    lambda path: path.write_bytes(b"\xff\xfe no records"),
+    lambda path: os.truncate(path, 1 << 40) if path.touch() is None else None,
+]
+
 
 @pytest.mark.parametrize("name", ["1.spec", "1.status", "ask", "1.log", "1.log.old"])
-@pytest.mark.parametrize(
-    "make",
-    [
-        os.mkfifo,
-        Path.mkdir,
-        lambda path: path.symlink_to("/etc/passwd"),
-        lambda path: path.write_bytes(b"\xff\xfe no records"),
-        lambda path: os.truncate(path, 1 << 40) if path.touch() is None else None,
-    ],
-)
+@pytest.mark.parametrize("make", BAD)
 def test_bad_files_are_refused(tmp_path: Path, name: str, make: Callable[[Path], object]) -> None:
     make(tmp_path / name)
     readers: dict[str, Callable[[], object]] = {
-        "1.spec": lambda: session.specs(tmp_path),
-        "1.status": lambda: session.statuses(tmp_path),
+        "1.spec": lambda: session.files.spec(tmp_path, 1),
+        "1.status": lambda: session.status(tmp_path, 1),
         "ask": lambda: session.question(tmp_path),
         "1.log": lambda: list(session.read_log(tmp_path, 1)),
     }
     with pytest.raises(ProtocolError):
         readers[name.removesuffix(".old")]()
+
+
+@pytest.mark.parametrize("make", BAD)
+def test_a_bad_file_hides_no_other_session(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    (tmp_path / "2.spec").write_bytes(b"arg=true\0cwd=/\0")
+    (tmp_path / "2.status").write_bytes(b"started=1\0running=1\0")
+    for kind in ("spec", "status"):
+        make(tmp_path / f"1.{kind}")
+    assert list(session.specs(tmp_path)) == list(session.statuses(tmp_path)) == [2]
 
 
 def test_files_that_are_absent_are_no_error(tmp_path: Path) -> None:

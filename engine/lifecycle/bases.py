@@ -133,8 +133,8 @@ def remove(root: Root, ref: str) -> None:
             return
         with step("base.unmount"):
             mounting.unmount(root, found.digest)
-        with step("base.remove"), contextlib.suppress(FileNotFoundError):
-            (root.bases / found.digest).rename(intent.path / "image")
+        with step("base.remove"):
+            store.remove_tree(root.bases / found.digest)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from engine import cgroup, store
 from engine.catalog import Catalog
 from engine.config import Config
-from engine.errors import InvalidInput, NotFound, NotPrivileged, WrongState, from_os
+from engine.errors import InvalidInput, NotFound, NotPrivileged, SeracError, WrongState, from_os
 from engine.model import Job, JobState, Limits
 
 BALLAST = 1 << 20
@@ -33,7 +33,11 @@ class Root:
         )
         self.mounts, self.run_jobs = config.run / "mounts", config.run / "jobs"
         self._make()
-        self.catalog = Catalog(config.root / "catalog.sqlite")
+        try:
+            self.catalog = Catalog(config.root / "catalog.sqlite")
+        except SeracError:
+            self._leave_run()
+            raise
         if not (config.root / "ballast").exists():
             self._keep_room()
 
@@ -54,6 +58,9 @@ class Root:
     def close(self) -> None:
         """The run directory goes too, unless a base is mounted or a job has something in it."""
         self.catalog.close()
+        self._leave_run()
+
+    def _leave_run(self) -> None:
         for place in (self.mounts, self.run_jobs, self.config.run, self.config.run.parent):
             with contextlib.suppress(OSError):
                 place.rmdir()
