@@ -22,6 +22,7 @@ GOOD = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0xF2F52010: "f2f
 """f_type -> filesystems known to hold an upper: xattrs in trusted.*, whiteouts, idmapped mounts"""
 
 BAD = {
+    0x01021994: "tmpfs",  # no image can be mounted from a file there
     0x794C7630: "overlay",
     0x6969: "nfs",
     0x65735546: "fuse",
@@ -61,9 +62,9 @@ def check_root_filesystem(path: Path) -> None:
         place = _existing(path)
         if not place.is_dir():
             raise BadRoot(f"{place} is not a directory", hint="choose another --root")
-        _check_type(place)
         if os.statvfs(place).f_flag & os.ST_RDONLY:
             raise BadRoot(f"{place} is on a read-only filesystem", hint="choose a --root that can be written")
+        _check_type(place)
     except OSError as error:
         raise from_os(error, "look at the root directory") from error
 

@@ -158,7 +158,7 @@ def test_filesystems_of_a_namespace(tmp_path: Path) -> None:
         "T/overlay is on overlay, which can't hold a job's files",
         "T/readonly is on a read-only filesystem",
         "T/ramfs is on ramfs, which can't hold a job's files",
-        "good",
+        "T/tmpfs is on tmpfs, which can't hold a job's files",
     ]
 
 
