@@ -133,7 +133,8 @@ def test_what_tar_writes_is_read(tmp_path: Path, program: Path, form: str) -> No
     if form in ("gnu", "pax", "oldgnu"):
         (source / ("m" * 200)).write_bytes(b"long")
         os.symlink("t" * 300, source / "soft")
-    for node in [source, *source.rglob("*")]:
+    # Not rglob: Python 3.11.2's takes the target of a link for a name, and finds it too long.
+    for node in [Path(where, name) for where, below, files in os.walk(tmp_path) for name in below + files]:
         os.utime(node, ns=(0, 10**18), follow_symlinks=False)
     argv = ["tar", "-c", f"--format={form}", "-C", tmp_path, "source"]
     data = subprocess.run(argv, check=True, capture_output=True).stdout
