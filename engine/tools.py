@@ -28,6 +28,7 @@ STDERR_KEPT = 64 << 10
 TICK = 0.2
 """seconds between two calls of ``run``'s ``tick``"""
 
+# A kill of ours between the fork and this call is missed: such a program runs to its end.
 _DIES_WITH_US = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--")
 _FIXED_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED_ON = re.compile(r"(?i)(https?|ftp|all|no)_proxy|SSL_CERT_(FILE|DIR)|HOME|TMPDIR|SERAC_TOOLS")

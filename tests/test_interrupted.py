@@ -268,3 +268,20 @@ def test_a_job_whose_directory_is_gone_stays_paused_until_it_gets_another(engine
     engine.pause("a")
     engine.resume("a")
     until(engine, "a", b"/src\n/\n/\n")
+
+
+def test_what_is_refused_after_a_kill_and_a_sweep_is_paused_again(engine: Engine) -> None:
+    """The sweep takes manifests that say nothing any more; this one still says what the job goes back to."""
+    engine.run(shell("pwd; sleep 1000", name="a", workdir="/src"))
+    until(engine, "a", b"/src\n")
+    with engine.exec("a", SessionSpec(argv=("/bin/sh", "-c", "rm /src/lower; rmdir /src"), workdir="/")) as connection:
+        list(connection.events())
+    before = engine.snapshot(engine.pause("a").snapshot)
+    killed(engine, "engine.resume('a')", "resume.commit:after")
+    assert (state_of(engine, "a"), engine.snapshots()) == (JobState.RUNNING, [])
+    with Engine(engine.config.root, timeout=30) as other:
+        assert other.job("a").state is JobState.PAUSED
+        assert other.snapshots() == [before]
+        assert groups(engine) == []
+        other.resume("a", workdir="/")
+        until(other, "a", b"/src\n/\n")

@@ -166,7 +166,12 @@ def test_endless_output_is_ended() -> None:
 DYING = """
 import os, sys
 from engine import tools
-tools.run(["/bin/sleep", "1000"], pass_fds=[int(sys.argv[1])], tick=lambda: os.kill(os.getpid(), 9))
+def tick():
+    # Until the program itself is executed it hasn't been told yet to die with us.
+    (child,) = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+    if open(f"/proc/{child}/comm").read() == "sleep\\n":
+        os.kill(os.getpid(), 9)
+tools.run(["/bin/sleep", "1000"], pass_fds=[int(sys.argv[1])], tick=tick)
 """
 
 

@@ -59,8 +59,9 @@ def look(root: Root, job: Job) -> Job:
 
 def recover(root: Root) -> None:
     """What an engine does when it opens a root; cheap when all is well."""
-    for job in root.catalog.jobs_in(*PASSING):
-        look(root, job)
+    for job in root.catalog.jobs_in(*PASSING, JobState.RUNNING):
+        if job.state in PASSING or job.pending:
+            look(root, job)
     with store.sweeping(root.tmp) as found:
         if found.markers:
             with step("recover.sweep"):
@@ -96,14 +97,17 @@ def sweep(root: Root) -> bool:
     """Remove what nobody knows of; the caller is alone in the root. False when something could not be removed, which
     is said in the log."""
     jobs = {job.id: job for job in root.catalog.jobs()}
-    sealed = {layer.id: layer.owner is None for layer in root.catalog.layers()}
+    known = {layer.id: layer for layer in root.catalog.layers()}
     bases = {base.digest for base in root.catalog.bases()}
+    # The manifest of a layer that is written says nothing, but for a resume that may have to be taken back.
+    may_return = {job.upper for job in jobs.values() if job.pending}
+    written = [layer.id for layer in known.values() if layer.owner is not None and layer.id not in may_return]
     work: list[Callable[[], object]] = [
         *_strange_groups(root, jobs),
         *(partial(processes.take_down, root, job) for job in jobs.values() if job.state not in (*LIVE, *PASSING)),
         *_strange_directories((root.jobs, root.run_jobs), known=jobs),
-        *_strange_directories((root.layers,), known=sealed),
-        *(partial(layers.unseal, root.layer(layer)) for layer, is_sealed in sealed.items() if not is_sealed),
+        *_strange_directories((root.layers,), known=known),
+        *(partial(layers.unseal, root.layer(layer)) for layer in written),
         *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in bases),
         *_strange_directories((root.bases,), known=bases),
         partial(processes.release_network, root),
