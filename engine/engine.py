@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
-from engine import launch, session
+from engine import launch, network, session
 from engine.config import Config
-from engine.errors import Busy, Timeout, ToolMissing
+from engine.errors import Busy, SeracError, Timeout, ToolMissing
 from engine.lifecycle import pause, processes, recover, remove, resume, run, sessions, stop
 from engine.lifecycle.pause import Mode
 from engine.lifecycle.root import Root, require
@@ -84,7 +84,7 @@ class Engine:
             program = None
         from engine import doctor
 
-        return doctor.examine(Config.load(root), launch=program)
+        return [*doctor.examine(Config.load(root), launch=program), _forwarding()]
 
     # bases
 
@@ -273,3 +273,14 @@ class Engine:
     def snapshot_remove(self, ref: str) -> None:
         """Raises InUse for the snapshot that a job is paused to."""
         remove.remove_snapshot(self._root, ref)
+
+
+def _forwarding() -> Finding:
+    """Whether the packets of ``--net bridge`` jobs get through this host."""
+    remedy = "let the interfaces sr* through in that chain"
+    try:
+        blocked = ", ".join(network.obstacles())
+    except SeracError as error:
+        blocked, remedy = str(error), error.hint
+    detail = blocked or "no other program's nftables rules drop it"
+    return Finding(name="forwarding", ok=not blocked, detail=detail, remedy=remedy, required=False)

@@ -30,22 +30,14 @@ def new_id() -> str:
     return secrets.token_hex(6)
 
 
-def write_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Make ``path`` hold ``content``, whole or not at all, also after a power cut."""
-    write_aside(path, content, mode=mode, flush=True)
-    sync_directory(path.parent)
-
-
-def write_aside(path: Path, content: bytes, *, mode: int = 0o600, flush: bool = False) -> None:
-    """The same for readers of this boot only, unless ``flush``: the caller flushes the whole filesystem later."""
+def write_aside(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Make ``path`` hold ``content``, whole or not at all, for readers of this boot. Who needs it to outlast a power
+    cut flushes the filesystem afterwards."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with open(fd, "wb") as file:
             file.write(content)
-            if flush:
-                file.flush()
-                os.fsync(fd)
         aside.rename(path)
     except BaseException:
         aside.unlink(missing_ok=True)

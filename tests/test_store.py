@@ -16,12 +16,12 @@ from engine.errors import Busy
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "f"
-    store.write_file(file, b"one")
-    store.write_file(file, b"two")
+    store.write_aside(file, b"one")
+    store.write_aside(file, b"two")
     assert file.read_bytes() == b"two"
     assert file.stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileNotFoundError):
-        store.write_file(tmp_path / "none" / "f", b"")
+        store.write_aside(tmp_path / "none" / "f", b"")
     (tmp_path / "d").mkdir()
     with pytest.raises(IsADirectoryError):
         store.write_aside(tmp_path / "d", b"x")
