@@ -231,7 +231,6 @@ class Snapshot(Value, frozen=True, kw_only=True):
     parent: str | None = None
     created: float = 0.0
     pinned: bool = False
-    expires: float | None = None
 
 
 class Digest(Value, frozen=True, kw_only=True):

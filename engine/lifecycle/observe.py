@@ -29,7 +29,7 @@ def main_status(root: Root, job: Job) -> SessionStatus | None:
 
 
 def ended(job: Job, status: SessionStatus | None) -> Job:
-    """Pure: how a job whose processes are gone has ended."""
+    """How a job whose processes are gone has ended, judged from init's last word; nothing is written."""
     if status is not None and status.status is not None:
         return msgspec.structs.replace(job, state=JobState.EXITED, status=status.status, ended=status.ended or now())
     failure = "its processes were killed from outside, or the host went down"

@@ -116,8 +116,8 @@ class Root:
         with contextlib.suppress(OSError):  # there is none to keep: the next engine tries again
             store.reserve(self.config.root / "ballast", BALLAST)
 
-    def put(self, job: Job, *, durable: bool = False) -> Job:
-        with self.catalog.transaction(durable=durable) as transaction:
+    def put(self, job: Job) -> Job:
+        with self.catalog.transaction() as transaction:
             transaction.put_job(job)
         return job
 
