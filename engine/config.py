@@ -4,9 +4,10 @@
 
 ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>, gone when it is empty)
   config.json                           mounts/<digest>/    images, read-only, shared by all jobs
-  catalog.sqlite                        jobs/<id>/          stage/, init.json: while the job holds anything of the host
-  bases/<digest>/  image.json meta.erofs data.blob
-  layers/<id>/     upper/, work/ while a job writes it, snapshot.json once it is sealed
+  catalog.sqlite                        jobs/<id>/          stage/, init.json ..: while a job holds anything of the host
+  bases/<digest>/  image.json ..        criu-<boot>.kdat    what criu found out about this kernel
+                   meta.erofs data.blob
+  layers/<id>/     upper/, work/ while a job writes it; snapshot.json and image/ (criu's) once it is sealed
   jobs/<id>/       io/ (logs, status, the socket of init); the lock of the job is on this directory
   tmp/             images are built here, then renamed; what lies here outside of a verb is the trace of a crash
   ballast          room that is given up when a removal meets a full disk

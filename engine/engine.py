@@ -10,6 +10,7 @@ What only some verbs need (building bases, copying, the doctor) is imported by t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,8 @@ import msgspec
 
 from engine import launch, network, session
 from engine.config import Config
-from engine.errors import Busy, SeracError, Timeout, ToolMissing
+from engine.errors import Busy, Paused, SeracError, Timeout, ToolMissing, WrongState
 from engine.lifecycle import pause, processes, recover, remove, resume, run, sessions, stop
-from engine.lifecycle.pause import Mode
 from engine.lifecycle.root import Root, require
 from engine.model import (
     ENDED,
@@ -33,6 +33,7 @@ from engine.model import (
     Job,
     JobSpec,
     JobState,
+    Mode,
     PauseResult,
     ResumeResult,
     SessionSpec,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from engine.lifecycle.bases import Progress
 
 
+_GLANCE = 0.2
+"""seconds between two looks at a job that is to run again"""
 _LOOK = 1.0
 """seconds between two looks at a job that is waited for"""
 
@@ -189,17 +192,17 @@ class Engine:
             raise
         return connection
 
-    def attach(self, ref: str, number: int = 0, *, offset: int = session.TAIL) -> Connection:
-        """Attach to a session that runs, beginning with the tail of its output or at an ``offset`` of its log."""
-        job = self.job(ref)
-        require(job, JobState.RUNNING, verb="attach to")
-        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
-        try:
-            connection.attach(number, offset=offset)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def attach(self, ref: str, number: int = 0, *, offset: int = session.TAIL, wait: bool = False) -> Connection:
+        """Attach to a session that runs, beginning with the tail of its output or at an ``offset`` of its log.
+
+        A pause or resume that is under way is waited for; with ``wait``, for as long as it takes, the resume of a
+        paused job and the thaw of a frozen one too. Raises Paused, WrongState, NotFound. Whose connection ends without
+        an Exit calls this again, with the ``end`` of the last event: it goes on there if the pause failed, or is told.
+        """
+        for _ in range(2):
+            with contextlib.suppress(WrongState):  # a pause may come between a look at the state and the connection
+                return self._attached(self._attachable(ref, number, wait=wait), number, offset)
+        return self._attached(self._attachable(ref, number, wait=wait), number, offset)
 
     def follow(self, ref: str, number: int = 0, *, offset: int = 0, live: bool = True) -> Iterator[Event]:
         """A session's output from ``offset`` on; ``live``: until it ends, else what there is. Works in every state."""
@@ -222,6 +225,34 @@ class Engine:
 
         transfer.copy_out(self._root, self.job(ref), source, target)
 
+    def _attachable(self, ref: str, number: int, *, wait: bool) -> Job:
+        job = self._settled(ref, wait=wait)
+        if job.state is JobState.PAUSED:
+            again = f"serac attach {job.name}" + (f" {number}" if number else "")
+            raise Paused(f"job {job.name} was paused", hint=f"`serac resume {job.name}`, `{again}`")
+        require(job, JobState.RUNNING, verb="attach to")
+        return job
+
+    def _attached(self, job: Job, number: int, offset: int) -> Connection:
+        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
+        try:
+            connection.attach(number, offset=offset)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _settled(self, ref: str, *, wait: bool) -> Job:
+        """The job when nobody pauses or resumes it any more; ``wait``: when it runs, or has ended."""
+        passing = {JobState.PAUSING, JobState.RESUMING}
+        while (job := self.job(ref)).state in passing | ({JobState.PAUSED, JobState.FROZEN} if wait else set()):
+            if job.state not in passing:
+                time.sleep(_GLANCE)
+                continue
+            with contextlib.suppress(*((Busy,) if wait else ())), recover.taken(self._root, job.id):
+                pass  # whoever works on it holds the lock until it is done
+        return job
+
     def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:
         job = self.job(ref)
         require(job, JobState.RUNNING, verb="exec in")
@@ -238,20 +269,37 @@ class Engine:
         state: Any | msgspec.UnsetType = msgspec.UNSET,
     ) -> PauseResult:
         """Make a snapshot of a running or frozen job and give its compute back. ``state`` replaces the job's own JSON
-        value. A pause that fails leaves the job as it was."""
+        value. A pause that fails leaves the job as it was.
+
+        ``mode`` ``process``: the processes are kept, or CannotCheckpoint is raised; ``filesystem``: they are not;
+        ``auto``: they are if it can be done, else the result has the reason."""
         with recover.taken(self._root, ref) as job:
             return pause.pause(self._root, job, mode=mode, labels=labels or {}, state=state)
 
-    def resume(self, ref: str, *, workdir: str | None = None) -> ResumeResult:
-        """Let a paused job go on. A resume that fails leaves it paused.
+    def resume(
+        self, ref: str, *, mode: Mode = "auto", workdir: str | None = None, keep_tcp: bool = False
+    ) -> ResumeResult:
+        """Let a paused job go on, with its processes (``process``), started again from its files (``filesystem``), or
+        with what the snapshot has. A resume that fails leaves it paused. Raises CannotRestore, InvalidInput ...
 
-        ``workdir``: where its command starts from now on, if not where it began (that directory may be gone)."""
+        ``workdir``: where its command starts from now on, if not where it began (that directory may be gone).
+        ``keep_tcp``: don't close its connections to the outside; those within the job are always kept."""
         with recover.taken(self._root, ref) as job:
-            return resume.resume(self._root, job, workdir=workdir)
+            return resume.resume(self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp)
 
-    def fork(self, ref: str, *, name: str | None = None) -> ForkResult:
-        """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from."""
-        return run.fork(self._root, self._root.catalog.snapshot(ref), name=name)
+    def fork(
+        self,
+        ref: str,
+        *,
+        name: str | None = None,
+        mode: Mode = "auto",
+        env: Mapping[str, str] | None = None,
+        keep_tcp: bool = False,
+    ) -> ForkResult:
+        """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from. ``env`` is added
+        to the environment of the sessions that are started in it; all else as with `resume`."""
+        snapshot = self._root.catalog.snapshot(ref)
+        return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp)
 
     def snapshots(self, job: str | None = None) -> list[Snapshot]:
         wanted = self._root.catalog.job(job).id if job is not None else None

@@ -44,6 +44,12 @@ class WrongState(SeracError):
     code, status, default_hint = "wrong-state", 203, "`serac show JOB` says what state it is in"
 
 
+class Paused(WrongState):
+    """The job was paused, and a caller that was attached to it or wants to be has to wait for its resume."""
+
+    code, status, default_hint = "paused", 220, "`serac resume JOB`, then attach again"
+
+
 class InUse(SeracError):
     code, status, default_hint = "in-use", 204, "remove what uses it first"
 
@@ -121,6 +127,27 @@ class CommandNotFound(SeracError):
 
 class CommandNotExecutable(SeracError):
     code, status, default_hint = "command-not-executable", 126, "is it executable, and for this machine?"
+
+
+class CannotCheckpoint(SeracError):
+    """The job's processes can't be written to disk now; the job runs on. ``reason`` is for programs, such as
+    ``io-uring``; the README has a table of them."""
+
+    code, status, default_hint = "cannot-checkpoint", 217, "use --mode filesystem or auto"
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        self.reason = reason
+        super().__init__(message, hint=hint)
+
+
+class CannotRestore(SeracError):
+    """The processes of a snapshot can't be brought back here or now; the snapshot stays. ``reason`` is for programs."""
+
+    code, status, default_hint = "cannot-restore", 218, "--mode filesystem starts it again from its files"
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        self.reason = reason
+        super().__init__(message, hint=hint)
 
 
 def from_os(error: OSError, doing: str) -> SeracError:

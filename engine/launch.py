@@ -11,18 +11,18 @@ import errno
 import functools
 import hashlib
 import importlib.resources
+import io
 import os
 import select
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from engine import steps
+from engine import steps, tools
 from engine.errors import HostLacks, InvalidInput, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing
 from engine.model import Value
-
-Records = Sequence[tuple[str, str]]
 
 IO_INSIDE = "/run/serac"
 """where a job finds its io directory"""
@@ -30,20 +30,27 @@ IO_INSIDE = "/run/serac"
 _REPORT_MAX = 64 << 10
 
 
-class LaunchSpec(Value, frozen=True, kw_only=True):
-    """Everything that a job's first process is born with; the fields are the keys of native/protocol.h."""
+class ViewSpec(Value, frozen=True, kw_only=True):
+    """Where a job's processes are born and what they have for a root; the fields are the keys of native/protocol.h."""
 
-    cgroup: str
     stage: str
-    trees: tuple[tuple[str, str], ...]
-    lowers: tuple[str, ...]
+    cgroup: str | None = None
+    cgroup1: tuple[str, ...] = ()
+    trees: tuple[tuple[str, str], ...] = ()
+    lowers: tuple[str, ...] = ()
     upper: str | None = None
     work: str | None = None
     overlay: tuple[str, ...] = ()
-    cgroup1: tuple[str, ...] = ()
     range: tuple[int, int] | None = None
     """first host id and count; None = the host's user namespace"""
     binds: tuple[tuple[str, str], ...] = ()
+    shm: int | None = None
+    """bytes of /dev/shm"""
+
+
+class LaunchSpec(ViewSpec, frozen=True, kw_only=True):
+    """Everything that a job's first process is born with."""
+
     net: str = "private"
     address: str | None = None
     gateway: str | None = None
@@ -56,6 +63,84 @@ class LaunchSpec(Value, frozen=True, kw_only=True):
     stdin: int | None = None
     stdout: int | None = None
     stderr: int | None = None
+
+
+class CriuSpec(ViewSpec, frozen=True, kw_only=True):
+    """How criu is started, and what it sees: the job's root at /run/root."""
+
+    program: str
+    args: tuple[str, ...]
+    kdat: str | None = None
+    """where criu's knowledge of this kernel is kept"""
+    pidfile: tuple[int, str] | None = None
+    """given: criu doesn't die with the engine, and keeps this descriptor open; the file tells of both"""
+
+
+class NetworkSpec(Value, frozen=True, kw_only=True):
+    """What is done to a network namespace; the lock and the guests stay until the hold on it ends."""
+
+    lock: bool = True
+    """no packet passes but criu's own"""
+    guests: tuple[str, ...] = ()
+    """addresses on lo, for sockets to be bound to that the namespace has no more"""
+    address: str | None = None
+    """of eth0, with the prefix's length"""
+    gateway: str | None = None
+    up: bool = False
+    """bring lo up"""
+    close: bool = False
+    """connections that lead outside end with the hold"""
+
+
+class Hold:
+    """A network namespace that is being held; see :func:`network`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], go: io.FileIO, timeout: float) -> None:
+        self._process = process
+        self._go = go
+        self._timeout = timeout
+
+    def end(self) -> int:
+        """Once: end it, and return how many connections were closed. Raises LaunchFailed, HostLacks, Timeout; the
+        namespace is let go then as well, at the latest when the context is left."""
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # its report says why it is gone
+            self._go.write(b"g")
+        seen: dict[str, str] = {}
+        for key, value in _report(self._process.stdout.fileno(), time.monotonic() + self._timeout):
+            seen[key] = value
+            if key == "took":
+                _took(value)
+            elif key == "closed":
+                return int(value)
+        raise _failure(seen, self._process.wait())
+
+    def leave(self) -> None:
+        """Give up what was not ended; harmless afterwards."""
+        self._go.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it will be killed
+            self._process.wait(self._timeout)
+
+
+class Criu:
+    """A criu that was started, with serac-launch as its parent."""
+
+    def __init__(self, pid: int, launcher: subprocess.Popen[bytes]) -> None:
+        self.pid = pid
+        self._launcher = launcher
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status, 128 + signal when it was killed. Raises Timeout."""
+        try:
+            return self._launcher.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise Timeout("criu did not end in time") from error
+
+    def kill(self) -> None:
+        if self._launcher.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)  # its parent, not reaped yet, keeps the number from being another's
+            self._launcher.wait()
 
 
 @functools.cache
@@ -93,6 +178,35 @@ def launch(spec: LaunchSpec, *, timeout: float, network: Callable[[int], None] |
         return _watch(process, _encode(records), deadline=time.monotonic() + timeout, network=network, go=go)
 
 
+@contextlib.contextmanager
+def criu(spec: CriuSpec, *, descriptors: Sequence[int], timeout: float) -> Iterator[Criu]:
+    """Start criu with ``descriptors`` passed on; at the end it is killed if it still runs. Raises LaunchFailed,
+    HostLacks, Timeout."""
+    with _started("criu", descriptors) as process:
+        pid = _follow(process, _encode(_records(spec)), deadline=time.monotonic() + timeout)
+        criu = Criu(pid, process)
+        try:
+            yield criu
+        finally:
+            criu.kill()
+
+
+@contextlib.contextmanager
+def network(spec: NetworkSpec, *, namespace: int, timeout: float) -> Iterator[Hold]:
+    """Hold the network namespace behind the descriptor ``namespace`` until :meth:`Hold.end`; left without that, what
+    the hold keeps is undone and nothing closed. ``timeout`` is for either end of it. Raises LaunchFailed, HostLacks,
+    Timeout; nothing is left in the namespace then."""
+    with contextlib.ExitStack() as stack:
+        hold, go = (stack.enter_context(io.FileIO(fd, mode)) for fd, mode in zip(os.pipe(), "rw", strict=True))
+        process = stack.enter_context(_started("network", [namespace, hold.fileno()]))
+        records = [*_records(spec), ("net", f"fd:{namespace}"), ("hold", str(hold.fileno()))]
+        hold.close()
+        held = Hold(process, go, timeout)
+        stack.callback(held.leave)
+        _follow(process, _encode(records), deadline=time.monotonic() + timeout)
+        yield held
+
+
 def mount_image(meta: Path, blob: Path, target: Path, *, timeout: float) -> None:
     """Mount an EROFS image read-only on ``target`` in the namespace of this process, without a loop device."""
     records = [("meta", os.fspath(meta)), ("blob", os.fspath(blob)), ("target", os.fspath(target))]
@@ -105,29 +219,37 @@ def unmount(target: Path, *, timeout: float) -> None:
         _watch(process, _encode([("target", os.fspath(target))]), deadline=time.monotonic() + timeout)
 
 
-def _records(spec: LaunchSpec) -> Iterator[tuple[str, str]]:
-    yield from [("cgroup", spec.cgroup), ("stage", spec.stage), ("net", spec.net)]
-    if spec.range is not None:
-        yield "range", f"{spec.range[0]}:{spec.range[1]}"
-    yield from (("tree", f"{name}={path}") for name, path in spec.trees)
-    yield from (("bind", f"{tree}={target}") for tree, target in spec.binds)
-    yield from (("write", f"{path}={content}") for path, content in spec.writes)
-    for key, values in (
-        ("cgroup1", spec.cgroup1),
-        ("lower", spec.lowers),
-        ("overlay", spec.overlay),
-        ("rlimit", spec.rlimits),
-        ("allow", spec.allow),
-        ("arg", spec.args),
-    ):
-        yield from ((key, value) for value in values)
-    for key in ("upper", "work", "address", "gateway", "hostname", "listen", "stdin", "stdout", "stderr"):
-        value = getattr(spec, key)
-        if value is not None:
-            yield key, str(value)
+_PAIRS = {"trees": "tree", "binds": "bind", "writes": "write"}
+_LISTS = {
+    "cgroup1": "cgroup1",
+    "lowers": "lower",
+    "overlay": "overlay",
+    "rlimits": "rlimit",
+    "allow": "allow",
+    "args": "arg",
+    "guests": "guest",
+}
+"""Fields that become several records, and their keys; every other field is one record of its own name."""
 
 
-def _encode(records: Records) -> bytes:
+def _records(spec: ViewSpec | NetworkSpec) -> Iterator[tuple[str, str]]:
+    for field in spec.__struct_fields__:
+        value = getattr(spec, field)
+        if field in _PAIRS:
+            yield from ((_PAIRS[field], f"{key}={text}") for key, text in value)
+        elif field in _LISTS:
+            yield from ((_LISTS[field], text) for text in value)
+        elif field == "range" and value is not None:
+            yield "range", f"{value[0]}:{value[1]}"
+        elif field == "pidfile" and value is not None:
+            yield "pidfile", f"{value[0]}:{value[1]}"
+        elif value is True:
+            yield field, "1"
+        elif value is not None and value is not False:
+            yield field, str(value)
+
+
+def _encode(records: Iterable[tuple[str, str]]) -> bytes:
     text = b"serac-launch=1\0"
     for key, value in records:
         if "\0" in value:
@@ -145,9 +267,14 @@ def _opened(stack: contextlib.ExitStack, path: Path) -> int:
 @contextlib.contextmanager
 def _started(verb: str, descriptors: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
     """serac-launch; killed and reaped at the end if it still runs."""
-    command = [os.fspath(program("serac-launch")), verb]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=descriptors
+        [os.fspath(program("serac-launch")), verb],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        pass_fds=descriptors,
+        env=tools.environment(),
+        umask=0o027,
     ) as process:
         try:
             yield process
@@ -164,7 +291,20 @@ def _watch(
     network: Callable[[int], None] | None = None,
     go: int | None = None,
 ) -> int:
-    """Hand the spec over and follow the report to its end; the pid, or 0 where there is none."""
+    """Hand the spec over and follow the report to its end, and serac-launch too; the pid, 0 where there is none."""
+    pid = _follow(process, spec, deadline=deadline, network=network, go=go)
+    process.wait()
+    return pid
+
+
+def _follow(
+    process: subprocess.Popen[bytes],
+    spec: bytes,
+    *,
+    deadline: float,
+    network: Callable[[int], None] | None = None,
+    go: int | None = None,
+) -> int:
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:  # its report says why it didn't read on
@@ -173,15 +313,18 @@ def _watch(
     for key, value in _report(process.stdout.fileno(), deadline):
         seen[key] = value
         if key == "took":
-            name, _, micros = value.partition(":")
-            steps.add(f"launch.{name}", int(micros) / 1000)
+            _took(value)
         elif key == "pid" and network is not None and go is not None:
             network(int(value))
             os.write(go, b"g")
-    process.wait()
-    if "ready" not in seen:
-        raise _failure(seen, process.returncode)
-    return int(seen.get("pid", "0"))
+        elif key == "ready":
+            return int(seen.get("pid", "0"))
+    raise _failure(seen, process.wait())
+
+
+def _took(value: str) -> None:
+    name, _, micros = value.partition(":")
+    steps.add(f"launch.{name}", int(micros) / 1000)
 
 
 def _report(fd: int, deadline: float) -> Iterator[tuple[str, str]]:
@@ -208,10 +351,15 @@ _REMEDIES = {
     "overlay": "the root must be on ext4, xfs or btrfs, and the kernel needs CONFIG_OVERLAY_FS",
     "clone": "raise /proc/sys/user/max_*_namespaces, or the pids limit of the engine's own control group",
     "mount": "an image is mounted from its file: Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE",
+    "lock": "the kernel needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET, Linux 5.12 or newer",
+    "close": "the kernel needs CONFIG_INET_TCP_DIAG and CONFIG_INET_DIAG_DESTROY",
 }
 """What to do about a step that failed with an errno that speaks of the host."""
 
-_OF_THE_HOST = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV, errno.EPERM, errno.EROFS, errno.ENOTBLK}
+_OF_THE_HOST = {
+    *(errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV, errno.EPERM, errno.EROFS, errno.ENOTBLK),
+    errno.EPROTONOSUPPORT,
+}
 
 
 def _failure(seen: dict[str, str], status: int) -> SeracError:

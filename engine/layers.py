@@ -48,9 +48,13 @@ def overlay(layers: Path, base: Path, chain: Sequence[str], upper: str | None) -
 
 
 def choose_strategy(job: Job, snapshot: Snapshot, *, snapshots: Iterable[Snapshot], jobs: Iterable[Job]) -> Strategy:
-    """Reuse the sealed layer as the job's upper again when it is the job's own newest and wanted by nobody else."""
+    """Reuse the sealed layer as the job's upper again when it is the job's own newest and wanted by nobody else.
+
+    Not when the process image counts on files in it: criu takes them away while it restores, which may yet fail."""
     top = snapshot.layers[-1]
     if job.snapshot != snapshot.id or snapshot.pinned or snapshot.job != job.id:
+        return "stack"
+    if snapshot.image is not None and snapshot.image.remaps:
         return "stack"
     wanted = any(top in other.layers for other in snapshots if other.id != snapshot.id)
     wanted = wanted or any(top in other.layers or top == other.upper for other in jobs if other.id != job.id)
@@ -110,6 +114,31 @@ def renew_work(directory: Path) -> None:
 
 def drop_work(directory: Path) -> None:
     remove_tree(directory / "work")
+
+
+def image(directory: Path) -> Path:
+    """Where the process image of the pause that sealed a layer lies: criu's files, io/ and shm/."""
+    return directory / "image"
+
+
+def make_image(directory: Path, *, reader: int) -> Path:
+    """Make an empty place for a process image, in the stead of one that a killed engine may have left.
+
+    What is restored reads it as root of the host first and then of its user namespace: ``reader`` is the group of all
+    files, the host's id of that root. Nobody else gets here, for the layers' own directory is closed."""
+    images = image(directory)
+    try:
+        remove_tree(images)
+        images.mkdir(mode=0o700)
+        os.chown(images, 0, reader)
+        images.chmod(0o2750)
+    except OSError as error:
+        raise from_os(error, "make place for the processes") from error
+    return images
+
+
+def drop_image(directory: Path) -> None:
+    remove_tree(image(directory))
 
 
 def seal(directory: Path, snapshot: Snapshot) -> None:

@@ -32,6 +32,7 @@ import msgspec
 Net = Literal["none", "host", "bridge"]
 UserNs = Literal["private", "host"]
 Strategy = Literal["reuse", "stack"]
+Mode = Literal["auto", "process", "filesystem"]
 
 
 class JobState(enum.StrEnum):
@@ -213,6 +214,39 @@ class Job(Value, frozen=True, kw_only=True):
     """snapshot id"""
 
 
+class HostFacts(Value, frozen=True, kw_only=True):
+    """What a host is to a process image: whether one made here can be restored there."""
+
+    criu: str
+    """version"""
+    kernel: str
+    """release"""
+    machine: str
+    """such as ``x86_64``"""
+    cpu: tuple[str, ...] = ()
+    """the flags that processes may have come to rely on"""
+
+
+class ProcessImage(Value, frozen=True, kw_only=True):
+    """What criu dumped of a job's processes, in ``layers/<id>/image`` of the layer that the pause sealed."""
+
+    host: HostFacts
+    init: str
+    """path of the init that runs in the job"""
+    memory: int
+    """bytes of the processes' pages"""
+    remaps: bool = False
+    """whether it counts on files that criu put into the layer, and takes away when it restores them"""
+    connections: bool = False
+    """whether there are TCP connections"""
+    address: str | None = None
+    """of the job in the bridge's network, to which connections are bound"""
+    shm: bool = False
+    """whether /dev/shm had anything in it"""
+    logs: dict[str, int] = {}
+    """what belongs to sessions in the job's io directory at the cut: file -> bytes"""
+
+
 class Snapshot(Value, frozen=True, kw_only=True):
     """Immutable once written. ``layers`` oldest first; the last one is what the pause sealed."""
 
@@ -227,6 +261,8 @@ class Snapshot(Value, frozen=True, kw_only=True):
     mode: Literal["filesystem", "process"] = "filesystem"
     reason: str | None = None
     """why not ``process``, machine-readable"""
+    image: ProcessImage | None = None
+    """present with mode ``process``"""
     labels: dict[str, str] = {}
     parent: str | None = None
     created: float = 0.0
@@ -296,8 +332,8 @@ class ForkResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     job: str
     name: str
     snapshot: str
+    mode: str
     strategy: Strategy = "stack"
-    mode: str = "filesystem"
     missing: dict[int, str] = {}
     timings: dict[str, float] = {}
 

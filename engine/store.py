@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -44,6 +45,19 @@ def write_aside(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         raise
 
 
+def copy_head(source: Path, target: Path, size: int) -> None:
+    """A new file with the first ``size`` bytes of another, its owner and its mode. Raises OSError."""
+    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(reading, "rb") as original:
+        status = os.fstat(reading)
+        with open(target, "xb") as copy:
+            os.fchown(copy.fileno(), status.st_uid, status.st_gid)
+            os.fchmod(copy.fileno(), stat.S_IMODE(status.st_mode))
+            left = size
+            while left and (copied := os.copy_file_range(original.fileno(), copy.fileno(), left)):
+                left -= copied
+
+
 def reserve(path: Path, size: int) -> None:
     """A file that takes ``size`` bytes of the disk, so that removing it gives them back. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -70,7 +84,7 @@ def locked(directory: Path, *, timeout: float, shared: bool = False) -> Iterator
     directory isn't there or went away while it was waited for."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, directory, time.monotonic() + timeout)
+        flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, directory, patience=timeout)
         if not _same(fd, directory):
             raise FileNotFoundError(2, "removed meanwhile", os.fspath(directory))
         yield
@@ -78,14 +92,16 @@ def locked(directory: Path, *, timeout: float, shared: bool = False) -> Iterator
         os.close(fd)
 
 
-def _flock(fd: int, how: int, directory: Path, deadline: float) -> None:
+def flock(fd: int, how: int, path: Path, *, patience: float) -> None:
+    """Take an flock(2) within ``patience`` seconds. Raises Busy."""
+    deadline = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(fd, how | fcntl.LOCK_NB)
             return
         except BlockingIOError as error:
             if time.monotonic() >= deadline:
-                raise Busy(f"{directory.name} is in use by another engine") from error
+                raise Busy(f"{path.name} is in use by another engine") from error
         time.sleep(_POLL)
 
 

@@ -1,5 +1,5 @@
 /*
- * serac-launch run | mount | unmount: spec on standard input, report on standard output (protocol.h).
+ * serac-launch run | criu | network | mount | unmount: spec on standard input, report on standard output (protocol.h).
  *
  * `run` works in a private mount namespace, so whatever becomes of it, the kernel takes its mounts away; until the last
  * byte that lets it go, the job's first process ends when the launcher does.  The two work side by side: while the
@@ -25,7 +25,7 @@ static const char *const step_names[STEP_COUNT] = {
     [STEP_SPEC] = "spec",       [STEP_CGROUP] = "cgroup",   [STEP_USERNS] = "userns",   [STEP_TREES] = "trees",
     [STEP_OVERLAY] = "overlay", [STEP_CLONE] = "clone",     [STEP_NETWORK] = "network", [STEP_MOUNTS] = "mounts",
     [STEP_FILES] = "files",     [STEP_SANDBOX] = "sandbox", [STEP_EXEC] = "exec",       [STEP_MOUNT] = "mount",
-    [STEP_UNMOUNT] = "unmount",
+    [STEP_UNMOUNT] = "unmount", [STEP_LOCK] = "lock",       [STEP_CLOSE] = "close",
 };
 
 int fail(struct launch *launch, const char *path) {
@@ -171,16 +171,54 @@ static int job_run(struct launch *launch) {
     return actions_run(launch, actions, sizeof actions / sizeof *actions);
 }
 
+static int criu_run(struct launch *launch) {
+    static const struct action actions[] = {
+        RUN(CGROUP, cgroup_open),    RUN(CLONE, job_clone),       RUN(CGROUP, cgroups_join),
+        WAIT(CLONE, job_hear), /* its view is made */
+        RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),      WAIT(CLONE, job_tell),
+        RUN(EXEC, exec_await),       WAIT(EXEC, success_report),  WAIT(EXEC, criu_await),
+    };
+    return actions_run(launch, actions, sizeof actions / sizeof *actions);
+}
+
+static int end_report(struct launch *launch) {
+    struct writer report = {0};
+    char text[64];
+    snprintf(text, sizeof text, "%s:%u", step_names[STEP_CLOSE], launch->took[STEP_CLOSE]);
+    if (launch->took[STEP_CLOSE])
+        record_put(&report, "took", text);
+    record_number(&report, "closed", launch->closed);
+    return report_send(&report) < 0 ? fail(launch, "standard output") : 0;
+}
+
+/* Locked first and unlocked last, so that no packet goes where an address is missing. */
+static int network_run(struct launch *launch) {
+    static const struct action actions[] = {
+        RUN(NETWORK, network_enter),   RUN(LOCK, network_lock),      RUN(NETWORK, guests_put),
+        RUN(NETWORK, uplink_set),     RUN(NETWORK, loopback_raise), WAIT(NETWORK, success_report),
+        WAIT(NETWORK, hold_wait),      RUN(NETWORK, guests_drop),    RUN(CLOSE, outside_close),
+        RUN(LOCK, network_unlock),     WAIT(NETWORK, end_report),
+    };
+    int done = actions_run(launch, actions, sizeof actions / sizeof *actions);
+    if (done < 0)
+        guests_abandon(launch);
+    return done;
+}
+
 static int verb_run(struct launch *launch, enum verb verb) {
     static const struct action mount[] = {RUN(MOUNT, image_mount), WAIT(MOUNT, success_report)};
     static const struct action unmount[] = {RUN(UNMOUNT, image_unmount), WAIT(UNMOUNT, success_report)};
     if (verb == VERB_RUN)
         return job_run(launch);
+    if (verb == VERB_CRIU)
+        return criu_run(launch);
+    if (verb == VERB_NETWORK)
+        return network_run(launch);
     return actions_run(launch, verb == VERB_MOUNT ? mount : unmount, 2);
 }
 
 static enum verb verb_find(int count, char **words) {
-    static const char *const names[] = {[VERB_RUN] = "run", [VERB_MOUNT] = "mount", [VERB_UNMOUNT] = "unmount"};
+    static const char *const names[] = {[VERB_RUN] = "run", [VERB_MOUNT] = "mount", [VERB_UNMOUNT] = "unmount", [VERB_CRIU] = "criu", [VERB_NETWORK] = "network"};
     for (size_t i = 0; count == 2 && i < sizeof names / sizeof *names; i++)
         if (names[i] && !strcmp(words[1], names[i]))
             return (enum verb)i;
@@ -201,15 +239,16 @@ static int standard_open(void) {
 
 int main(int count, char **words) {
     static struct launch launch = {
-        .link = -1, .link_job = -1, .cgroup = -1, .userns = -1, .null = -1, .listener = -1, .program = -1};
+        .link = -1, .link_job = -1, .cgroup = -1, .userns = -1, .null = -1, .kdat = -1, .lock = -1, .listener = -1, .program = -1};
     enum verb verb = verb_find(count, words);
     const char *about = "";
     if (!verb || standard_open() < 0) {
-        fputs("usage: serac-launch run|mount|unmount <SPEC >REPORT (the engine calls it)\n", stderr);
+        fputs("usage: serac-launch run|criu|network|mount|unmount <SPEC >REPORT (the engine calls it)\n", stderr);
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* not inherited by the job */
+    launch.verb = verb;
     if (spec_read(&launch.spec, verb, &about) < 0) {
         fail(&launch, about);
         launch.failure.step = STEP_SPEC;

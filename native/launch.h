@@ -9,11 +9,15 @@
  *   launch_fs.c        the kernel's mount interface, by descriptors
  *   launch_job.c       the actions of the job's first process, up to the exec of init
  *   launch_mounts.c    what is mounted inside, pivot_root
- *   launch_network.c   loopback, address, route
+ *   launch_network.c   loopback, addresses, route
+ *   launch_lock.c      a network that stands still
+ *   launch_close.c     the end of connections that lead outside
+ *   launch_netlink.c   what both say to the kernel
  *   launch_files.c     files put into the job: `write`, `init`, `listen`
  *   launch_sandbox.c   descriptors, capabilities, hostname
  *   launch_seccomp.c   the system call filter
  *   launch_image.c     `mount` and `unmount` of EROFS images
+ *   launch_criu.c      `criu`: what criu sees of the host and of the job
  */
 #pragma once
 #include "cleanup.h"
@@ -40,6 +44,8 @@ enum step {
     STEP_EXEC,
     STEP_MOUNT,
     STEP_UNMOUNT,
+    STEP_LOCK,
+    STEP_CLOSE,
     STEP_COUNT,
 };
 
@@ -60,15 +66,20 @@ struct launch {
     struct spec spec;
     struct failure failure;
     unsigned took[STEP_COUNT]; /* microseconds */
+    enum verb verb;
     pid_t pid;                 /* the job's first process; 0 before it is born and in itself */
     int link;                  /* to the other side: a SOCK_SEQPACKET pair */
     int link_job;              /* its other end, until the clone */
     int cgroup;
+    int kdat;
     int userns; /* the job's user namespace; -1: the host's */
     int *binds; /* detached copies of the trees in `spec.binds` */
     int null;   /* the null device inside, or the host's where the job broke its own */
     int listener;
     scmp_filter_ctx filter;
+    int lock;    /* the socket that owns the table; -1: none */
+    size_t guests; /* of `spec.guests`, how many are on lo */
+    long long closed;
     int program; /* the filter as the kernel takes it, in memory that both sides share */
     struct mover *mover;
 };
@@ -110,8 +121,14 @@ int root_mount(struct launch *launch);
 #define STAGE_ROOT ".root" /* names of trees have no dot */
 #define STAGE_SYSFS ".sysfs"
 
-/* launch_job.c: the job's first process; does not return. */
+/* launch_job.c: the job's first process, which does not return; its words with the launcher. */
 _Noreturn void job_main(struct launch *launch);
+int launcher_tell(struct launch *launch);
+int launcher_await(struct launch *launch);
+
+/* launch_criu.c: the process that becomes criu, which does not return; and its end. */
+_Noreturn void criu_main(struct launch *launch);
+int criu_await(struct launch *launch);
 
 /* launch_mounts.c */
 int root_enter(struct launch *launch);
@@ -122,6 +139,18 @@ int host_leave(struct launch *launch);
 int network_enter(struct launch *launch);
 int network_make(struct launch *launch);
 int address_set(struct launch *launch);
+int uplink_set(struct launch *launch);
+int loopback_raise(struct launch *launch);
+int guests_put(struct launch *launch);
+int guests_drop(struct launch *launch);
+void guests_abandon(struct launch *launch);
+
+/* launch_lock.c */
+int network_lock(struct launch *launch);
+int network_unlock(struct launch *launch);
+
+/* launch_close.c */
+int outside_close(struct launch *launch);
 
 /* launch_files.c */
 int files_write(struct launch *launch);

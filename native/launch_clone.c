@@ -22,6 +22,8 @@ static int file_put(struct launch *launch, int dir, const char *path, const char
 }
 
 int cgroup_open(struct launch *launch) {
+    if (!launch->spec.cgroup)
+        return 0;
     launch->cgroup = open(launch->spec.cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC);
     return launch->cgroup < 0 ? fail(launch, launch->spec.cgroup) : 0;
 }
@@ -58,7 +60,9 @@ static long clone_job(struct launch *launch, unsigned long flags) {
 
 /* 1 when the job's first process has said that it lives, 0 when it was killed before, or -1. */
 static int job_bear(struct launch *launch) {
-    unsigned long flags = CLONE_NEWPID | (launch->spec.count ? CLONE_NEWUSER : 0);
+    unsigned long flags = 0;
+    if (launch->verb == VERB_RUN)
+        flags = CLONE_NEWPID | (launch->spec.count ? CLONE_NEWUSER : 0);
     if (link_make(launch) < 0)
         return fail(launch, "link");
     long pid = clone_job(launch, flags);
@@ -67,7 +71,7 @@ static int job_bear(struct launch *launch) {
     close_at_exit(pid ? &launch->link_job : &launch->link);
     if (pid == 0) {
         launch->link = launch->link_job;
-        job_main(launch);
+        launch->verb == VERB_RUN ? job_main(launch) : criu_main(launch);
     }
     launch->pid = (pid_t)pid;
     return note_take(launch);
@@ -103,7 +107,7 @@ struct mover {
 static void *mover_run(void *argument) {
     struct launch *launch = &((struct mover *)argument)->launch;
     const struct list *cgroups = &launch->spec.cgroup1;
-    int joined = launch->cgroup < 0 ? cgroup_join(launch, launch->spec.cgroup) : 0;
+    int joined = launch->spec.cgroup && launch->cgroup < 0 ? cgroup_join(launch, launch->spec.cgroup) : 0;
     for (size_t i = 0; i < cgroups->count && joined == 0; i++)
         joined = cgroup_join(launch, cgroups->at[i].key);
     return NULL;
@@ -115,7 +119,7 @@ static void *mover_run(void *argument) {
  */
 int cgroups_join(struct launch *launch) {
     static struct mover mover;
-    if (launch->cgroup >= 0 && !launch->spec.cgroup1.count)
+    if ((launch->cgroup >= 0 || !launch->spec.cgroup) && !launch->spec.cgroup1.count)
         return 0;
     mover.launch = *launch;
     errno = pthread_create(&mover.thread, NULL, mover_run, &mover);

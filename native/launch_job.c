@@ -10,7 +10,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-static int launcher_tell(struct launch *launch) {
+int launcher_tell(struct launch *launch) {
     struct note note = {.failure = launch->failure};
     for (int step = 0; step < STEP_COUNT; step++) {
         note.took[step] = launch->took[step];
@@ -19,7 +19,7 @@ static int launcher_tell(struct launch *launch) {
     return send(launch->link, &note, sizeof note, MSG_NOSIGNAL) < 0 ? fail(launch, "link") : 0;
 }
 
-static int launcher_await(struct launch *launch) {
+int launcher_await(struct launch *launch) {
     char byte;
     if (recv(launch->link, &byte, 1, 0) != 1)
         _exit(1);

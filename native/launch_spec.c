@@ -138,6 +138,15 @@ static int parse_init(struct spec *spec, const struct pair *pair) {
     return descriptor_parse(pair->key, &spec->init_fd);
 }
 
+static int parse_pidfile(struct spec *spec, const struct pair *pair) {
+    char *colon = strchr(pair->key, ':');
+    if (!colon || !absolute(colon + 1))
+        return invalid();
+    *colon = 0;
+    spec->pidfile = colon + 1;
+    return descriptor_parse(pair->key, &spec->keep_fd);
+}
+
 static int parse_address(struct spec *spec, const struct pair *pair) {
     char *slash = strchr(pair->key, '/');
     long long length;
@@ -156,7 +165,31 @@ static int parse_gateway(struct spec *spec, const struct pair *pair) {
     return inet_pton(AF_INET, pair->key, &spec->gateway) == 1 ? 0 : invalid();
 }
 
+static int word_parse(const char *text, bool *word) {
+    *word = !strcmp(text, "1");
+    return *word ? 0 : invalid();
+}
+
+static int parse_up(struct spec *spec, const struct pair *pair) {
+    return word_parse(pair->key, &spec->up);
+}
+
+static int parse_lock(struct spec *spec, const struct pair *pair) {
+    return word_parse(pair->key, &spec->lock);
+}
+
+static int parse_close(struct spec *spec, const struct pair *pair) {
+    return word_parse(pair->key, &spec->close);
+}
+
+static int check_guest(struct spec *spec, const struct pair *pair) {
+    (void)spec;
+    struct in_addr address;
+    return inet_pton(AF_INET, pair->key, &address) == 1 ? 0 : invalid();
+}
+
 static int parse_shm(struct spec *spec, const struct pair *pair) {
+    spec->has_shm = true;
     return number_parse(pair->key, 4096, LLONG_MAX, &spec->shm) < 0 ? invalid() : 0;
 }
 
@@ -197,32 +230,39 @@ static const struct key {
     bool stored;
     int (*take)(struct spec *spec, const struct pair *pair);
 } keys[] = {
-    {"serac-launch", 7, 7, ONCE, 1, AT(version), .take = check_version},
-    {"cgroup", 1, 1, ONCE, 1, AT(cgroup), .take = check_absolute},
-    {"cgroup1", 1, 0, LIST, 32, AT(cgroup1), .take = check_absolute},
-    {"range", 1, 0, ONCE, 1, .take = parse_range},
-    {"stage", 1, 1, ONCE, 1, AT(stage), .take = check_absolute},
-    {"tree", 1, 1, LIST_PAIRS, LAYERS_MAX + 100, AT(trees), .take = check_tree},
-    {"lower", 1, 1, LIST, LAYERS_MAX, AT(lowers), .take = check_relative},
-    {"upper", 1, 0, ONCE, 1, AT(upper), .take = check_relative},
-    {"work", 1, 0, ONCE, 1, AT(work), .take = check_relative},
-    {"overlay", 1, 0, LIST_OPTIONS, 32, AT(overlay)},
-    {"bind", 1, 0, LIST_PAIRS, 64, AT(binds), .take = check_bind},
-    {"net", 1, 1, ONCE, 1, .take = parse_net},
-    {"hold", 1, 0, ONCE, 1, .take = parse_hold},
-    {"address", 1, 0, ONCE, 1, .take = parse_address},
-    {"gateway", 1, 0, ONCE, 1, .take = parse_gateway},
+    {"serac-launch", 31, 31, ONCE, 1, AT(version), .take = check_version},
+    {"cgroup", 9, 1, ONCE, 1, AT(cgroup), .take = check_absolute},
+    {"cgroup1", 9, 0, LIST, 32, AT(cgroup1), .take = check_absolute},
+    {"range", 9, 0, ONCE, 1, .take = parse_range},
+    {"stage", 9, 9, ONCE, 1, AT(stage), .take = check_absolute},
+    {"tree", 9, 1, LIST_PAIRS, LAYERS_MAX + 100, AT(trees), .take = check_tree},
+    {"lower", 9, 1, LIST, LAYERS_MAX, AT(lowers), .take = check_relative},
+    {"upper", 9, 0, ONCE, 1, AT(upper), .take = check_relative},
+    {"work", 9, 0, ONCE, 1, AT(work), .take = check_relative},
+    {"overlay", 9, 0, LIST_OPTIONS, 32, AT(overlay)},
+    {"bind", 9, 0, LIST_PAIRS, 64, AT(binds), .take = check_bind},
+    {"net", 17, 17, ONCE, 1, .take = parse_net},
+    {"hold", 17, 0, ONCE, 1, .take = parse_hold},
+    {"address", 17, 0, ONCE, 1, .take = parse_address},
+    {"gateway", 17, 0, ONCE, 1, .take = parse_gateway},
     {"hostname", 1, 0, ONCE, 1, AT(hostname), .take = check_hostname},
     {"rlimit", 1, 0, LIST, 16, AT(rlimits), .take = check_rlimit},
-    {"shm", 1, 0, ONCE, 1, .take = parse_shm},
+    {"shm", 9, 0, ONCE, 1, .take = parse_shm},
     {"allow", 1, 0, REPEATED, 64, .take = parse_allow},
     {"write", 1, 0, LIST_PAIRS, 64, AT(writes), .take = check_absolute},
     {"init", 1, 1, ONCE, 1, .take = parse_init},
-    {"arg", 1, 0, LIST, 4096, AT(args)},
+    {"arg", 9, 0, LIST, 4096, AT(args)},
     {"listen", 1, 0, ONCE, 1, AT(listen), .take = check_listen},
     {"stdin", 1, 0, ONCE, 1, .take = parse_stdin},
     {"stdout", 1, 0, ONCE, 1, .take = parse_stdout},
     {"stderr", 1, 0, ONCE, 1, .take = parse_stderr},
+    {"up", 16, 0, ONCE, 1, .take = parse_up},
+    {"guest", 16, 0, LIST, 64, AT(guests), .take = check_guest},
+    {"lock", 16, 0, ONCE, 1, .take = parse_lock},
+    {"close", 16, 0, ONCE, 1, .take = parse_close},
+    {"kdat", 8, 0, ONCE, 1, AT(kdat), .take = check_absolute},
+    {"program", 8, 8, ONCE, 1, AT(program), .take = check_absolute},
+    {"pidfile", 8, 0, ONCE, 1, .take = parse_pidfile},
     {"meta", 2, 2, ONCE, 1, AT(meta), .take = check_absolute},
     {"blob", 2, 2, ONCE, 1, AT(blob), .take = check_absolute},
     {"target", 6, 6, ONCE, 1, AT(target), .take = check_absolute},
@@ -280,9 +320,12 @@ static int whole_check(const struct spec *spec, enum verb verb, const size_t see
     for (size_t i = 0; i < KEYS; i++)
         if (together(about, seen[i] || !(keys[i].required & (int)verb), keys[i].name) < 0)
             return -1;
-    bool private = spec->net == NET_PRIVATE;
+    bool network = verb == VERB_NETWORK, kept = spec->lock || spec->close || spec->guests.count;
+    bool own = network ? spec->net == NET_GIVEN : spec->net == NET_PRIVATE;
     if (together(about, !spec->upper == !spec->work, "work") < 0 ||
-        together(about, !spec->has_address || private, "address") < 0 ||
+        together(about, !network || own, "net") < 0 ||
+        together(about, !kept || spec->hold_fd >= 0, "hold") < 0 ||
+        together(about, !spec->has_address || own, "address") < 0 ||
         together(about, !spec->has_gateway || spec->has_address, "gateway") < 0)
         return -1;
     return 0;
@@ -318,7 +361,7 @@ static int input_read(char *buffer, size_t room, size_t *size) {
 int spec_read(struct spec *spec, enum verb verb, const char **about) {
     static char buffer[LAUNCH_SPEC_MAX + 1];
     size_t size;
-    *spec = (struct spec){.net_fd = -1, .hold_fd = -1, .init_fd = -1, .std_fd = {-1, -1, -1}, .shm = SHM_DEFAULT};
+    *spec = (struct spec){.net_fd = -1, .hold_fd = -1, .init_fd = -1, .keep_fd = -1, .std_fd = {-1, -1, -1}, .shm = SHM_DEFAULT};
     *about = "size";
     if (input_read(buffer, sizeof buffer, &size) < 0)
         return -1;

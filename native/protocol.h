@@ -45,6 +45,35 @@
  *   step=STEP errno=N path=P  why not: last records on failure, exit status 1; nothing of the launch is left.  STEP is one
  *                            of these, or spec (path = the key), mount, unmount; P may be the kernel's own words
  *
+ * `serac-launch criu` gives criu a view of its own and stays as its parent, ending as it ends; descriptors that the
+ * caller passed are criu's.  In a private mount namespace a tmpfs covers /run.  Keys, as above where not told otherwise:
+ *   cgroup= cgroup1=         for a restore: criu is born there, and so is all that it makes
+ *   range= stage= tree= lower= upper= work= overlay=     a job's root, which is then /run/root
+ *   bind=REL=TARGET          a tree at TARGET, a name below /run that doesn't exist yet
+ *   shm=BYTES                an empty tmpfs at /run/shm, root's in `range`; absent: none
+ *   kdat=PATH                a copy of the file PATH, if it is there, at /run/criu.kdat
+ *   pidfile=N:PATH           criu doesn't die with the engine.  PATH holds "PID N": its pid, and the number under which it
+ *                            keeps the engine's end of its socket open; the file is locked (flock) as long as it lives
+ *   program=PATH  arg=STRING..   what is executed, with the environment of serac-launch
+ * Report: pid=N (criu's), took=STEP:MICROSECONDS, ready=1 when criu has been executed; or step/errno/path.
+ *
+ * `serac-launch network` works in a network namespace that is another's, with the rights of its caller:
+ *   net=fd:N                 the namespace
+ *   lock=1                   until the hold ends, all packets, of IPv4 and IPv6, in and out, are dropped but those that carry
+ *                            criu's mark, 0xC114 (SO_MARK): nft table `serac` of family inet, owned by this process, so that
+ *                            the kernel removes it with the process, however that ends
+ *   guest=A.B.C.D            an address on lo, /32, until the hold ends, for sockets to be bound to that are restored after
+ *                            the address was lost (repeated; EEXIST: it is on lo already)
+ *   address=A.B.C.D/LEN  gateway=A.B.C.D     on eth0, as above; the interface is there
+ *   up=1                     bring lo up
+ *   close=1                  when the hold has ended, under the lock still: destroy every TCP connection of which an end is
+ *                            neither loopback nor an address of the namespace; its holders find ECONNABORTED
+ *   hold=N                   after `ready`, wait for a byte from descriptor N; required with lock, guest and close.  End of
+ *                            file: give up, that is, end what the hold keeps, close nothing, and fail with ECANCELED
+ * All is done in this order, and undone in the opposite one.  Report: took=STEP:MICROSECONDS, ready=1 once everything is in
+ * place; at the end of the hold took=close:MICROSECONDS and closed=COUNT, with `close` only, and exit status 0; or
+ * step/errno/path, steps: spec network lock close, and nothing stays that was put in.  Killed, it leaves guests on lo.
+ *
  * `serac-launch mount` (spec: serac-launch=1, meta=FILE, blob=FILE, target=DIR) mounts an EROFS image read-only,
  * nosuid stays off, nodev off (the base's device nodes are used), without a loop device.  `serac-launch unmount`
  * (spec: serac-launch=1, target=DIR) unmounts it.  Both report `ready=1` or step/errno/path.

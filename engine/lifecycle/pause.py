@@ -1,53 +1,52 @@
 """pause: a running job becomes a snapshot and gives its compute back.
 
-1 row: ``pausing``; 2 freeze: from here on the cut is made; 3 look: what the sessions were doing; 4 seal: the manifest
-is written beside the upper; 5 flush: layer and manifest are on the device; 6 COMMIT, durable: snapshot, sealed layer
-and ``paused`` in one transaction; 7 release: kill, control group, network, run and work directory go.
+1 row: ``pausing``; 2 freeze: from here on the cut is made; 3 look: what the sessions were doing; 4 dump, with mode
+``process``: criu writes the processes beside the upper and holds them (`engine.lifecycle.dump`); 5 seal: the manifest
+is written there too; 6 flush: all of it is on the device; 7 COMMIT, durable: snapshot, sealed layer and ``paused`` in
+one transaction; 8 release: kill, control group, network, run and work directory go.
 
 The processes are killed only after the commit, so that everything that can fail does so while the job can still be
 thawed: then it runs on as if nothing had been.
 
 | killed | leaves | put right by recover |
 | --- | --- | --- |
-| between 1 and 6 | ``pausing``, perhaps frozen, a manifest too many | thawed, manifest removed, ``running`` |
-| between 6 and 7 | ``paused`` with frozen processes | they are killed |
-| host lost between 1 and 6 | ``pausing`` without processes | ``failed``, the upper is kept |
+| between 1 and 7 | ``pausing``, frozen or held by criu, an image, a manifest | criu gives up; thawed, all removed |
+| between 7 and 8 | ``paused`` with frozen processes | criu ends its work; they are killed |
+| host lost between 1 and 7 | ``pausing`` without processes | ``failed``, the upper is kept |
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import msgspec
 
 from engine import cgroup, layers, session, store
-from engine.errors import HostLacks, InvalidInput, SeracError, from_os
-from engine.kernel import process
+from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
+from engine.kernel import process, procfs
 from engine.kernel.filesystem import syncfs
-from engine.lifecycle import processes, sessions
+from engine.lifecycle import dump, processes, sessions
 from engine.lifecycle.root import Root, now, require
-from engine.model import Context, Job, JobState, Layer, PauseResult, Snapshot
+from engine.model import Context, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
 
-Mode = Literal["auto", "process", "filesystem"]
-
-NO_CHECKPOINT = "checkpoint-not-built-in"
-"""the reason of every pause that could have kept its processes"""
+QUIET_TRIES = 8
+"""how often a client may come between being sent away and the freeze"""
 
 
 def pause(
     root: Root, job: Job, *, mode: Mode, labels: Mapping[str, str], state: Any | msgspec.UnsetType
 ) -> PauseResult:
     """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on."""
-    _check_mode(mode)
+    if mode not in get_args(Mode):
+        raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
     sessions.check_annotations(labels, None if state is msgspec.UNSET else state)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
-        reason = NO_CHECKPOINT if mode == "auto" else None
         try:
-            snapshot = _cut(root, job, labels=labels, state=state, reason=reason)
+            snapshot = _cut(root, job, mode=mode, labels=labels, state=state)
         except BaseException:
             if undo(root, job):
                 intent.undone()
@@ -55,29 +54,61 @@ def pause(
         with step("pause.release", job=job.id):
             processes.take_down(root, job)
     return PauseResult(
-        job=job.id, snapshot=snapshot.id, mode=snapshot.mode, reason=reason, timings=timings, sizes=_sizes(snapshot)
+        job=job.id,
+        snapshot=snapshot.id,
+        mode=snapshot.mode,
+        reason=snapshot.reason,
+        timings=timings,
+        sizes=_sizes(snapshot),
     )
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in get_args(Mode):
-        raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
-    if mode == "process":
-        raise HostLacks("this serac can't checkpoint processes", hint="use --mode filesystem or auto")
-
-
-def _cut(
-    root: Root, job: Job, *, labels: Mapping[str, str], state: Any | msgspec.UnsetType, reason: str | None
-) -> Snapshot:
-    """Steps 1 to 6."""
-    group = root.group_of(job)
+def _cut(root: Root, job: Job, *, mode: Mode, labels: Mapping[str, str], state: Any | msgspec.UnsetType) -> Snapshot:
+    """Steps 1 to 7."""
     root.put(msgspec.structs.replace(job, state=JobState.PAUSING))
     if state is not msgspec.UNSET:
         job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
+    if mode == "filesystem":
+        return _with_files(root, job, labels=labels, reason=None)
+    try:
+        return _with_processes(root, job, labels=labels)
+    except CannotCheckpoint as error:
+        if mode == "process":
+            raise
+        return _with_files(root, job, labels=labels, reason=error.reason)
+
+
+def _with_files(root: Root, job: Job, *, labels: Mapping[str, str], reason: str | None) -> Snapshot:
     with step("pause.freeze", job=job.id):
-        cgroup.freeze(group, timeout=root.timeout)
+        cgroup.freeze(root.group_of(job), timeout=root.timeout)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, _look(root, job, group, labels=labels), reason=reason)
+        snapshot = _snapshot(root, job, _look(root, job, labels=labels), reason=reason)
+    return _keep(root, job, snapshot)
+
+
+def _with_processes(root: Root, job: Job, *, labels: Mapping[str, str]) -> Snapshot:
+    with step("pause.freeze", job=job.id):
+        _still(root, job)
+    with step("pause.look", job=job.id):
+        snapshot = _snapshot(root, job, _look(root, job, labels=labels), reason=None)
+    with dump.dumped(root, job) as image:
+        return _keep(root, job, msgspec.structs.replace(snapshot, mode="process", image=image))
+
+
+def _still(root: Root, job: Job) -> None:
+    """Freeze the job with no client at its init, for the end of a connection that is outside can't be written."""
+    group = root.group_of(job)
+    for _ in range(QUIET_TRIES):
+        cgroup.thaw(group)
+        with processes.connected(root, job.id) as connection:
+            connection.quiesce()
+        cgroup.freeze(group, timeout=root.timeout)
+        if not procfs.foreign_sockets(processes.recall(root, job).pid):
+            return
+    raise Busy(f"clients keep coming to job {job.name}")
+
+
+def _keep(root: Root, job: Job, snapshot: Snapshot) -> Snapshot:
     with step("pause.seal", job=job.id):
         layers.seal(root.layer(snapshot.layers[-1]), snapshot)
     with step("pause.flush", job=job.id):
@@ -93,6 +124,7 @@ def undo(root: Root, job: Job) -> bool:
         return False
     if job.upper is not None:
         layers.unseal(root.layer(job.upper))
+        layers.drop_image(root.layer(job.upper))
     if job.state is JobState.RUNNING:
         with contextlib.suppress(SeracError):  # its group is gone when the job ended in the middle
             cgroup.thaw(root.group_of(job))
@@ -100,7 +132,7 @@ def undo(root: Root, job: Job) -> bool:
     return True
 
 
-def _look(root: Root, job: Job, group: cgroup.Group, *, labels: Mapping[str, str]) -> Context:
+def _look(root: Root, job: Job, *, labels: Mapping[str, str]) -> Context:
     io = root.io(job.id)
     specs, statuses = session.specs(io), session.statuses(io)
     # Session 0 is what the job was told to run, whatever became of the files that the job can write.
@@ -110,7 +142,7 @@ def _look(root: Root, job: Job, group: cgroup.Group, *, labels: Mapping[str, str
         for number, status in statuses.items()
         if status.running and status.pid is not None and number in specs and specs[number].tty is not None
     }
-    return sessions.context_of(job, main, specs, statuses, _directories(group, terminals), labels=labels)
+    return sessions.context_of(job, main, specs, statuses, _directories(root.group_of(job), terminals), labels=labels)
 
 
 def _directories(group: cgroup.Group, terminals: Mapping[int, int]) -> dict[int, str]:
@@ -168,4 +200,6 @@ def _commit(root: Root, job: Job, snapshot: Snapshot) -> None:
 
 
 def _sizes(snapshot: Snapshot) -> dict[str, int]:
-    return {"layers": len(snapshot.layers)}
+    """``memory`` in bytes, with mode ``process`` only."""
+    memory = {"memory": snapshot.image.memory} if snapshot.image is not None else {}
+    return {"layers": len(snapshot.layers), **memory}

@@ -26,7 +26,7 @@ from engine.errors import (
     WrongState,
 )
 from engine.kernel import process
-from engine.launch import IO_INSIDE, LaunchSpec
+from engine.launch import IO_INSIDE, LaunchSpec, ViewSpec
 from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
 from engine.model import Address, Job, SessionSpec
@@ -53,12 +53,18 @@ def bring_up(root: Root, job: Job, *, verb: str) -> None:
     """Launch a job's init on its chain and upper; nothing of the job's own runs yet. The caller takes it down again on
     an error."""
     with step(f"{verb}.mount", job=job.id):
-        base = mounting.mounted(root, job.base)
-        layers.renew_work(root.layer(_upper(job)))
+        view = prepare(root, job)
     with step(f"{verb}.launch", job=job.id):
-        group = root.group_of(job)
-        cgroup.create(root.host, group, job.spec.limits)
-        _remember(root, job.id, _launch(root, job, group, base))
+        remember(root, job.id, _launch(root, job, view), program=launch.init_inside())
+
+
+def prepare(root: Root, job: Job) -> ViewSpec:
+    """Make what a job's processes need to be born: the base mounted, a work directory, control groups."""
+    base = mounting.mounted(root, job.base)
+    layers.renew_work(root.layer(upper(job)))
+    group = root.group_of(job)
+    cgroup.create(root.host, group, job.spec.limits)
+    return view(root, job, group, base)
 
 
 def start(root: Root, job: Job, sessions: Sequence[SessionSpec], *, verb: str) -> dict[int, str]:
@@ -81,31 +87,36 @@ def start(root: Root, job: Job, sessions: Sequence[SessionSpec], *, verb: str) -
     return missing
 
 
-def _launch(root: Root, job: Job, group: cgroup.Group, base: Path) -> int:
-    spec = launch_spec(root, job, group, base)
+def _launch(root: Root, job: Job, view: ViewSpec) -> int:
+    spec = launch_spec(root, job, view)
     address = job.address
     if address is None:
         return launch.launch(spec, timeout=root.timeout)
     return launch.launch(spec, timeout=root.timeout, network=lambda pid: network.connect(root.config, address, pid=pid))
 
 
-def launch_spec(root: Root, job: Job, group: cgroup.Group, base: Path) -> LaunchSpec:
-    """What serac-launch is told of a job; nothing of it comes from an archive or from inside the job."""
-    stage = root.run_job(job.id) / "stage"
-    root.make_private(stage)
+def view(root: Root, job: Job, group: cgroup.Group, base: Path) -> ViewSpec:
+    """What the processes of a job have for a root, and where they are born; nothing of it comes from an archive or
+    from inside the job."""
     overlay = layers.overlay(root.layers, base, job.layers, job.upper)
     settings = root.config.settings
-    return LaunchSpec(
+    return ViewSpec(
+        stage=os.fspath(root.stage(job.id)),
         cgroup=group.path,
         cgroup1=group.legacy,
-        stage=os.fspath(stage),
         trees=(*overlay.trees, ("io", os.fspath(root.io(job.id)))),
         lowers=overlay.lowers,
         upper=overlay.upper,
         work=overlay.work,
         overlay=overlay.options,
         range=(settings.id_first, settings.id_count) if job.spec.userns == "private" else None,
-        binds=(("io", IO_INSIDE),),
+    )
+
+
+def launch_spec(root: Root, job: Job, view: ViewSpec) -> LaunchSpec:
+    """What serac-launch is told of a new job."""
+    return LaunchSpec(
+        **msgspec.structs.asdict(msgspec.structs.replace(view, binds=(("io", IO_INSIDE),))),
         net="host" if job.spec.net == "host" else "private",
         address=f"{job.address.job}/{job.address.prefix}" if job.address else None,
         gateway=job.address.gateway if job.address else None,
@@ -197,12 +208,12 @@ def _init(root: Root, job_id: str) -> Iterator[int | None]:
             os.close(pidfd)
 
 
-def init_program(root: Root, job: Job) -> str:
-    """The path of the job's init in the job. Raises WrongState when the job doesn't run."""
+def recall(root: Root, job: Job) -> Init:
+    """Raises WrongState when the job doesn't run."""
     init = _recall(root, job.id)
     if init is None:
         raise WrongState(f"job {job.name} has ended")
-    return init.program
+    return init
 
 
 def _recall(root: Root, job_id: str) -> Init | None:
@@ -225,15 +236,27 @@ def _open_init(init: Init | None) -> int | None:
     return None
 
 
-def _remember(root: Root, job_id: str, pid: int) -> None:
+def remember(root: Root, job_id: str, pid: int, *, program: str) -> None:
+    """Note which process is the job's init. Raises ProtocolError when it is gone already."""
     try:
-        init = Init(pid=pid, start_time=process.start_time(pid), program=launch.init_inside())
+        init = Init(pid=pid, start_time=process.start_time(pid), program=program)
     except ProcessLookupError as error:
         raise ProtocolError("the job's init ended at once", hint="`serac doctor`; is the base complete?") from error
     store.write_aside(root.run_job(job_id) / "init.json", msgspec.json.encode(init))
 
 
-def _upper(job: Job) -> str:
+def first_id(root: Root, job: Job) -> int:
+    """The host's id of the job's root."""
+    return root.config.settings.id_first if job.spec.userns == "private" else 0
+
+
+def capable() -> bool:
+    """Whether this process holds CAP_SYS_RESOURCE."""
+    return process.has_capability(os.getpid(), 24)
+
+
+def upper(job: Job) -> str:
+    """Raises WrongState when nothing is written for the job now."""
     if job.upper is None:
         raise WrongState(f"job {job.name} has no upper")
     return job.upper

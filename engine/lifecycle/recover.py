@@ -22,7 +22,7 @@ import msgspec
 
 from engine import cgroup, layers, store
 from engine.errors import Busy, NotFound, SeracError
-from engine.lifecycle import mounting, observe, pause, processes, remove, resume
+from engine.lifecycle import criu, mounting, observe, pause, processes, remove, resume
 from engine.lifecycle.root import Root
 from engine.model import LIVE, Job, JobState
 from engine.steps import step
@@ -78,14 +78,21 @@ def mend(root: Root, job: Job) -> Job | None:
             resume.finish(root, job)
         return root.catalog.job_with(job.id)
     if job.state not in LIVE and root.run_job(job.id).exists():
-        processes.take_down(root, job)
+        _release(root, job)
     return job
+
+
+def _release(root: Root, job: Job) -> None:
+    """What a job that is paused or ended still holds of the host goes."""
+    criu.settle(root, job, committed=True)
+    processes.take_down(root, job)
 
 
 def _mend_passing(root: Root, job: Job) -> Job | None:
     if job.state is JobState.CREATED:
         remove.erase(root, job)
         return None
+    criu.settle(root, job, committed=False)
     if job.state is JobState.PAUSING:
         pause.undo(root, msgspec.structs.replace(job, state=JobState.RUNNING))
     else:
@@ -102,12 +109,14 @@ def sweep(root: Root) -> bool:
     # The manifest of a layer that is written says nothing, but for a resume that may have to be taken back.
     may_return = {job.upper for job in jobs.values() if job.pending}
     written = [layer.id for layer in known.values() if layer.owner is not None and layer.id not in may_return]
+    imaged = {snapshot.layers[-1] for snapshot in root.catalog.snapshots() if snapshot.image is not None}
     work: list[Callable[[], object]] = [
         *_strange_groups(root, jobs),
-        *(partial(processes.take_down, root, job) for job in jobs.values() if job.state not in (*LIVE, *PASSING)),
+        *(partial(_release, root, job) for job in jobs.values() if job.state not in (*LIVE, *PASSING)),
         *_strange_directories((root.jobs, root.run_jobs), known=jobs),
         *_strange_directories((root.layers,), known=known),
         *(partial(layers.unseal, root.layer(layer)) for layer in written),
+        *(partial(layers.drop_image, root.layer(layer)) for layer in known if layer not in imaged),
         *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in bases),
         *_strange_directories((root.bases,), known=bases),
         partial(processes.release_network, root),

@@ -1,15 +1,17 @@
 """resume: a paused job goes on.
 
 1 choose the strategy (`engine.layers.choose_strategy`); stack: make an empty upper on top, reuse: the sealed layer
-becomes the upper again; row: ``resuming`` with that upper; 2 mount and launch: nothing of the job's own runs yet;
-3 COMMIT: ``running``, with the sessions of the context ``pending``; with reuse the snapshot is gone from here on, for
-its layer is about to be written; 4 start the sessions; 5 row: none pending; the manifest goes.
+becomes the upper again; row: ``resuming`` with that upper; 2 mount, and launch init, or restore all processes (mode
+``process``, `engine.lifecycle.restore`): nothing of the job's own runs yet; 3 COMMIT: ``running``, with the sessions of
+the context ``pending`` where there are none yet; with reuse the snapshot is gone from here on, for its layer is about
+to be written; 4 start the sessions, or let the processes go; 5 row: none pending; manifest and process image go.
 
 | killed | leaves | put right by |
 | --- | --- | --- |
 | within 1 | a layer that the catalog doesn't know, a marker in tmp/ | the sweep |
-| between 1 and 3 | ``resuming`` | recover: init killed, ``paused`` again, the snapshot untouched |
+| between 1 and 3 | ``resuming`` | recover: all processes killed, ``paused`` again, the snapshot untouched |
 | between 3 and 5 | ``running`` with pending sessions | whoever takes the job next starts those that don't run yet |
+| there, with processes | ``running``: they run, for criu dies with its engine and lets go | the sweep: image |
 | host lost after 3 | reuse: ``running`` | the next look: ``failed``, the upper is kept |
 
 When session 0 is refused (its command or directory is gone) nothing of the job ran, and the job is ``paused`` again
@@ -21,45 +23,85 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
 from engine import layers, session, store
-from engine.lifecycle import processes, sessions
+from engine.errors import CannotRestore, InvalidInput
+from engine.lifecycle import processes, restore, sessions
 from engine.lifecycle.root import Root, now, require
-from engine.model import Job, JobState, Layer, ResumeResult, SessionSpec, Snapshot, Strategy
+from engine.model import Context, Job, JobState, Layer, Mode, ResumeResult, SessionSpec, Snapshot, Strategy
 from engine.steps import record, step
 
 ENDED_KEPT = 64
 """ended sessions whose files a job keeps, as init does"""
 
 
-def resume(root: Root, job: Job, *, workdir: str | None) -> ResumeResult:
-    """``workdir``: the job's directory from now on, where its own is gone."""
+def resume(root: Root, job: Job, *, mode: Mode, workdir: str | None, keep_tcp: bool) -> ResumeResult:
+    """``mode``: ``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is.
+    ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere."""
+    if mode not in get_args(Mode):
+        raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
     require(job, JobState.PAUSED, verb="resume")
+    snapshot = root.catalog.snapshot(job.snapshot or "")
+    back = with_processes(root, snapshot, mode)
     if workdir is not None:
         sessions.check_workdir(workdir)
-    snapshot = root.catalog.snapshot(job.snapshot or "")
+        if back:
+            raise InvalidInput("processes that come back are where they were", hint="--mode filesystem starts anew")
     with record() as timings, root.intent(f"resume-{job.id}") as intent:
         try:
             with step("resume.plan", job=job.id):
-                resuming, strategy = _prepare(root, job, snapshot)
-            processes.bring_up(root, resuming, verb="resume")
-            with step("resume.commit", job=job.id):
-                running = _commit(root, resuming, snapshot, workdir)
+                resuming, strategy = _prepare(root, job, snapshot, clear=not back)
+            if back:
+                running = _restore(root, resuming, snapshot, keep_tcp=keep_tcp)
+            else:
+                processes.bring_up(root, resuming, verb="resume")
+                with step("resume.commit", job=job.id):
+                    running = _commit(root, resuming, snapshot, workdir)
         except BaseException:
             if undo(root, job.id):
                 intent.undone()
             raise
         missing = finish(root, running)
     return ResumeResult(
-        job=job.id, snapshot=snapshot.id, strategy=strategy, mode=snapshot.mode, missing=missing, timings=timings
+        job=job.id,
+        snapshot=snapshot.id,
+        strategy=strategy,
+        mode="process" if back else "filesystem",
+        missing=missing,
+        timings=timings,
     )
 
 
-def _prepare(root: Root, job: Job, snapshot: Snapshot) -> tuple[Job, Strategy]:
-    """Step 1; the job as it is while it is resumed."""
-    _clear_io(root, job, snapshot)
+def with_processes(root: Root, snapshot: Snapshot, mode: Mode) -> bool:
+    """Whether the processes come back. Raises CannotRestore."""
+    if mode == "filesystem":
+        return False
+    if snapshot.image is not None:
+        restore.check(root, snapshot.image)
+        return True
+    if mode == "process":
+        raise CannotRestore(f"snapshot {snapshot.id} has no processes", reason="no-process-image")
+    return False
+
+
+def _restore(root: Root, resuming: Job, snapshot: Snapshot, *, keep_tcp: bool) -> Job:
+    """Steps 2 and 3, and the first of 4: the processes go."""
+    assert snapshot.image is not None
+    restore.new_generation(root, resuming)
+    with (
+        restore.restored(root, resuming, snapshot, keep_tcp=keep_tcp, verb="resume"),
+        step("resume.commit", job=resuming.id),
+    ):
+        return _commit(root, resuming, msgspec.structs.replace(snapshot, context=Context()), None)
+
+
+def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool) -> tuple[Job, Strategy]:
+    """Step 1; the job as it is while it is resumed. ``clear``: for a new init."""
+    if clear:
+        _clear_io(root, job, snapshot)
     with root.catalog.transaction() as transaction:
         if _strategy(root, job, snapshot) == "reuse":
             upper, chain = snapshot.layers[-1], snapshot.layers[:-1]
@@ -121,14 +163,17 @@ def _in_directory(spec: SessionSpec, workdir: str | None) -> SessionSpec:
 
 def finish(root: Root, running: Job) -> dict[int, str]:
     """Steps 4 and 5, for whoever has the job when they are due; the sessions that could not be started."""
-    assert running.upper is not None
-    try:
-        missing = processes.start(root, running, running.pending, verb="resume")
-    except processes.REFUSED:
-        _revert(root, running)
-        raise
-    root.put(msgspec.structs.replace(running, pending=()))
-    layers.unseal(root.layer(running.upper))
+    missing = {}
+    if running.pending:
+        try:
+            missing = processes.start(root, running, running.pending, verb="resume")
+        except processes.REFUSED:
+            _revert(root, running)
+            raise
+        root.put(msgspec.structs.replace(running, pending=()))
+    directory = root.layer(processes.upper(running))
+    layers.unseal(directory)
+    layers.drop_image(directory)
     return missing
 
 

@@ -61,9 +61,13 @@ class Root:
         self._leave_run()
 
     def _leave_run(self) -> None:
-        for place in (self.mounts, self.run_jobs, self.config.run, self.config.run.parent):
-            with contextlib.suppress(OSError):
-                place.rmdir()
+        with contextlib.suppress(OSError):
+            self.mounts.rmdir()
+            self.run_jobs.rmdir()
+            for cache in self.config.run.glob("criu-*.kdat"):
+                cache.unlink()
+            self.config.run.rmdir()
+            self.config.run.parent.rmdir()
 
     def make_private(self, directory: Path) -> None:
         """Make a directory of the run directory, open to nobody else all the way: a base has set-user-ID programs.
@@ -84,6 +88,12 @@ class Root:
 
     def run_job(self, job_id: str) -> Path:
         return self.run_jobs / job_id
+
+    def stage(self, job_id: str) -> Path:
+        """An empty directory for serac-launch to mount on."""
+        stage = self.run_job(job_id) / "stage"
+        self.make_private(stage)
+        return stage
 
     def group(self, job_id: str, limits: Limits) -> cgroup.Group:
         return cgroup.locate(self.host, self.config.name, job_id, limits)

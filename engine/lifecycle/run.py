@@ -14,13 +14,13 @@ A run that fails leaves nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
-from engine.lifecycle import mounting, processes, remove, sessions
+from engine.lifecycle import mounting, processes, remove, restore, resume, sessions
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
@@ -32,6 +32,7 @@ from engine.model import (
     JobSpec,
     JobState,
     Layer,
+    Mode,
     SessionSpec,
     Snapshot,
 )
@@ -47,17 +48,35 @@ def run(root: Root, spec: JobSpec, *, terminal: tuple[int, int] | None) -> Job:
     return job
 
 
-def fork(root: Root, snapshot: Snapshot, *, name: str | None) -> ForkResult:
-    """The snapshot stays as it is; its top layer becomes one that is only read."""
-    spec = msgspec.structs.replace(snapshot.spec, name=name)
+def fork(
+    root: Root, snapshot: Snapshot, *, name: str | None, mode: Mode, env: Mapping[str, str], keep_tcp: bool
+) -> ForkResult:
+    """The snapshot stays as it is; its top layer becomes one that is only read. ``env`` is added to the job's own, for
+    sessions that are started from now on."""
+    spec = msgspec.structs.replace(snapshot.spec, name=name, env={**snapshot.spec.env, **env})
     check(spec)
     layers.check_depth(snapshot)
+    back = resume.with_processes(root, snapshot, mode)
     with record() as timings:
         job = msgspec.structs.replace(
             _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id
         )
-        job, missing = _begin(root, job, list(sessions.renamed(snapshot.context, job.name).sessions))
-    return ForkResult(job=job.id, name=job.name, snapshot=snapshot.id, missing=missing, timings=timings)
+        missing: dict[int, str] = {}
+        if back:
+            job = _bring_back(root, job, snapshot, keep_tcp=keep_tcp)
+        else:
+            first = sessions.renamed(snapshot.context, job.name, env).sessions
+            job, missing = _begin(root, job, list(first))
+    mode = "process" if back else "filesystem"
+    return ForkResult(job=job.id, name=job.name, snapshot=snapshot.id, mode=mode, missing=missing, timings=timings)
+
+
+def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool) -> Job:
+    with _made(root, job) as made:
+        restore.copy_logs(root, made, snapshot)
+        restore.new_generation(root, made)
+        with restore.restored(root, made, snapshot, keep_tcp=keep_tcp, verb="run"), step("run.commit", job=job.id):
+            return root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now()))
 
 
 def check(spec: JobSpec) -> None:

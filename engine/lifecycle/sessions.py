@@ -106,7 +106,8 @@ def context_of(
     return Context(sessions=tuple(again), state=job.spec.state, labels={**job.spec.labels, **labels})
 
 
-def renamed(context: Context, name: str) -> Context:
-    """The context for a fork, whose sessions are told their new job's name."""
-    sessions = tuple(msgspec.structs.replace(spec, env={**spec.env, "SERAC_JOB": name}) for spec in context.sessions)
+def renamed(context: Context, name: str, env: Mapping[str, str]) -> Context:
+    """The context for a fork, whose sessions are told their new job's name and what ``env`` adds."""
+    told = {**env, "SERAC_JOB": name}
+    sessions = tuple(msgspec.structs.replace(spec, env={**spec.env, **told}) for spec in context.sessions)
     return msgspec.structs.replace(context, sessions=sessions)

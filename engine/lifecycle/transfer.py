@@ -62,7 +62,7 @@ def _worker(root: Root, job: Job, arguments: tuple[str, ...], *, feed: bool) -> 
     with contextlib.ExitStack() as stack:
         ours, theirs = _pipe(stack, feed=feed)
         said, problems = _pipe(stack, feed=False)
-        spec = SessionSpec(argv=(processes.init_program(root, job), *arguments), workdir="/")
+        spec = SessionSpec(argv=(processes.recall(root, job).program, *arguments), workdir="/")
         connection = stack.enter_context(session.connect(root.io(job.id), timeout=root.timeout))
         # It gets the one pipe for both: the packer reads nothing, the unpacker says nothing.
         connection.start(spec, attach=True, lend=(theirs.fileno(), theirs.fileno(), problems.fileno()))

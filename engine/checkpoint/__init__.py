@@ -1,0 +1,32 @@
+"""criu: what it is asked, in its own protocol, what stands in its way, and what it says of a failure.
+
+This room knows criu and /proc; how criu is started, and what else belongs to a pause, is `engine.lifecycle`'s.
+"""
+
+from engine.checkpoint.explain import explain
+from engine.checkpoint.hostfacts import host_facts, judge_restore
+from engine.checkpoint.obstacles import Obstacle
+from engine.checkpoint.options import dump_options, restore_options
+from engine.checkpoint.preflight import Seen, judge, look
+from engine.checkpoint.rpc import DUMP, RESTORE, Conversation, CriuGone, Refused, settle
+from engine.checkpoint.stats import dump_times, restore_times
+
+__all__ = [
+    "DUMP",
+    "RESTORE",
+    "Conversation",
+    "CriuGone",
+    "Obstacle",
+    "Refused",
+    "Seen",
+    "dump_options",
+    "dump_times",
+    "explain",
+    "host_facts",
+    "judge",
+    "judge_restore",
+    "look",
+    "restore_options",
+    "restore_times",
+    "settle",
+]

@@ -1,0 +1,128 @@
+"""criu, started for one dump or restore of a job: its view, its socket, its cache, its log, its end.
+
+What criu found out about the kernel is kept in the run directory, for one boot. criu itself would keep it in /run, and
+only where that is a tmpfs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from engine import checkpoint, launch, store, tools
+from engine.kernel import process
+from engine.launch import CriuSpec, ViewSpec
+from engine.lifecycle.root import Root
+from engine.model import Job
+
+
+class Talk(NamedTuple):
+    """A criu that waits for its request."""
+
+    criu: launch.Criu
+    conversation: checkpoint.Conversation
+    images: int
+    work: int
+    """descriptors that it has: of the image's directory, and of the one for its log"""
+
+
+@contextlib.contextmanager
+def started(
+    root: Root, job: Job, view: ViewSpec, images: Path, *, work: Path, outlives: bool, patience: float
+) -> Iterator[Talk]:
+    """Start criu with ``view``; when the block ends so has criu, which undoes what it was in the middle of.
+
+    ``work``: where it leaves its log. ``outlives``: it doesn't die with this engine, see `settle`. ``patience`` in
+    seconds: how long it may be silent."""
+    with contextlib.ExitStack() as stack:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stack.callback(ours.close)
+        directories = [_opened(path, stack) for path in (images, work)]
+        if outlives:
+            stack.callback(_pidfile(root, job).unlink, missing_ok=True)
+        with theirs:
+            descriptors = [theirs.fileno(), *directories]
+            spec = CriuSpec(
+                **msgspec.structs.asdict(view),
+                program=os.fspath(tools.find("criu").path),
+                args=("swrk", str(theirs.fileno())),
+                kdat=os.fspath(_cache(root)),
+                pidfile=(ours.fileno(), os.fspath(_pidfile(root, job))) if outlives else None,
+            )
+            if outlives:
+                descriptors.append(ours.fileno())
+            criu = stack.enter_context(launch.criu(spec, descriptors=descriptors, timeout=root.timeout))
+        conversation = stack.enter_context(checkpoint.Conversation(ours, patience=patience))
+        yield Talk(criu, conversation, *directories)
+        criu.wait(patience)
+
+
+def _opened(directory: Path, stack: contextlib.ExitStack) -> int:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def keep_cache(root: Root, talk: Talk) -> None:
+    """Keep what criu found out about the kernel. It knows once it has come to its first notification."""
+    cache = _cache(root)
+    if not cache.exists():
+        with contextlib.suppress(OSError):  # then the next one has to find out again
+            store.write_aside(cache, Path(f"/proc/{talk.criu.pid}/root/run/criu.kdat").read_bytes())
+
+
+def _cache(root: Root) -> Path:
+    return root.config.run / f"criu-{process.boot_id()}.kdat"
+
+
+def explained(log: Path) -> checkpoint.Obstacle:
+    """Why a dump or restore was refused, from criu's log."""
+    try:
+        return checkpoint.explain(log.read_text(errors="replace"))
+    except FileNotFoundError:
+        return checkpoint.explain("")
+
+
+def settle(root: Root, job: Job, *, committed: bool) -> None:
+    """Let a criu whose engine died come to its end: it goes through with the dump, or undoes it. The caller holds the
+    job's lock. Raises Busy while it is still at work."""
+    path = _pidfile(root, job)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not _ended(fd):
+            _speak(fd, committed=committed)
+            store.flock(fd, fcntl.LOCK_EX, path, patience=root.timeout)
+    finally:
+        os.close(fd)
+    path.unlink(missing_ok=True)
+
+
+def _ended(fd: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _speak(fd: int, *, committed: bool) -> None:
+    pid, number = map(int, os.pread(fd, 64, 0).split())
+    with (
+        contextlib.suppress(ProcessLookupError),
+        process.opened(pid) as pidfd,
+        socket.socket(fileno=process.descriptor(pidfd, number)) as ours,
+    ):
+        checkpoint.settle(ours, agreed=committed)
+
+
+def _pidfile(root: Root, job: Job) -> Path:
+    return root.run_job(job.id) / "criu.pid"

@@ -1,0 +1,149 @@
+"""dump: criu writes a frozen job's processes to disk; a part of `engine.lifecycle.pause`.
+
+The image lies in the layer that the pause seals. While the caller's block runs, all of it is written and criu still
+holds the processes: what fails there makes criu undo its work, and the job is as it was. When the block has come to its
+end criu kills them, and nothing that becomes of criu then is a failure any more.
+
+criu doesn't die with its engine, for it would leave the processes half its own. It waits, and `criu.settle`, called by
+who takes the job next, tells it whether the pause was committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine import cgroup, checkpoint, launch, layers, tools
+from engine.errors import CannotCheckpoint, NoSpace, Timeout, from_os
+from engine.kernel import process
+from engine.launch import NetworkSpec, ViewSpec
+from engine.lifecycle import criu, processes
+from engine.lifecycle.root import Root
+from engine.model import Job, ProcessImage
+from engine.steps import add, step
+
+SPEED = 50 << 20
+"""bytes of memory a second that a dump writes at least"""
+
+
+@contextlib.contextmanager
+def dumped(root: Root, job: Job) -> Iterator[ProcessImage]:
+    """Run the block with the processes of a frozen job written to disk; they are gone afterwards.
+
+    Raises CannotCheckpoint and NoSpace, with nothing of the image left, and what the block raises."""
+    init, work = processes.recall(root, job), root.run_job(job.id)
+    with contextlib.ExitStack() as stack:
+        with step("pause.preflight", job=job.id):
+            seen = _examine(root, job)
+        with step("pause.dump", job=job.id):
+            images = layers.make_image(root.layer(processes.upper(job)), reader=processes.first_id(root, job))
+            if seen.connections:
+                stack.enter_context(_locked(init.pid, timeout=root.timeout))
+            view = ViewSpec(stage=os.fspath(root.stage(job.id)))
+            patience = root.timeout + seen.memory / SPEED
+            with _translated(work / "dump.log"):
+                talk = stack.enter_context(
+                    criu.started(root, job, view, images, work=work, outlives=True, patience=patience)
+                )
+                _write(root, job, talk, init.pid, patience)
+            image = _describe(root, job, init, images, connections=seen.connections)
+        yield image
+        with step("pause.kill", job=job.id), contextlib.suppress(checkpoint.CriuGone, checkpoint.Refused, Timeout):
+            talk.conversation.finish()
+    for name, milliseconds in checkpoint.dump_times(work).items():
+        add(name, milliseconds)
+
+
+def _examine(root: Root, job: Job) -> checkpoint.Seen:
+    """What the preflight sees. Raises CannotCheckpoint for what criu could not carry."""
+    seen = checkpoint.look(cgroup.pids(root.group_of(job)))
+    spec = job.spec
+    for obstacle in checkpoint.judge(
+        seen, userns=spec.userns, net=spec.net, capable=processes.capable(), allow=spec.allow
+    ):
+        raise _cannot(obstacle)
+    return seen
+
+
+def _cannot(obstacle: checkpoint.Obstacle) -> CannotCheckpoint:
+    return CannotCheckpoint(
+        f"the processes can't be checkpointed: {obstacle.detail}", reason=obstacle.reason, hint=obstacle.remedy
+    )
+
+
+@contextlib.contextmanager
+def _locked(pid: int, *, timeout: float) -> Iterator[None]:
+    """No packet is answered in the job's network, so that both ends of a connection are written as they are."""
+    with (
+        process.namespace(pid, "net") as namespace,
+        launch.network(NetworkSpec(lock=True), namespace=namespace, timeout=timeout),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _translated(log: Path) -> Iterator[None]:
+    try:
+        yield
+    except checkpoint.Refused as error:
+        obstacle = criu.explained(log)
+        if obstacle.reason == "no-space":
+            raise NoSpace(obstacle.detail) from error
+        raise _cannot(obstacle) from error
+    except checkpoint.CriuGone as error:
+        raise CannotCheckpoint(str(error), reason="criu-killed", hint="try again") from error
+
+
+def _write(root: Root, job: Job, talk: criu.Talk, init: int, patience: float) -> None:
+    """All of the image, with /dev/shm, which criu would pack with tar."""
+    options = checkpoint.dump_options(
+        images=talk.images, work=talk.work, pid=init, cgroup=root.group_of(job).path, timeout=max(1, round(patience))
+    )
+    talk.conversation.ask(checkpoint.DUMP, options)
+    talk.conversation.until("pre-dump")
+    criu.keep_cache(root, talk)
+    talk.conversation.until("post-dump")
+
+
+def _describe(root: Root, job: Job, init: processes.Init, images: Path, *, connections: bool) -> ProcessImage:
+    try:
+        return ProcessImage(
+            host=checkpoint.host_facts(),
+            init=init.program,
+            memory=sum(entry.stat().st_size for entry in os.scandir(images) if entry.name.startswith("pages-")),
+            remaps=(images / "remap-fpath.img").exists(),
+            connections=connections,
+            address=job.address.job if job.address is not None else None,
+            shm=_keep_shm(init.pid, images),
+            logs=_keep_logs(root.io(job.id), images),
+        )
+    except OSError as error:
+        raise from_os(error, "keep what belongs to the processes") from error
+
+
+def _keep_shm(init: int, images: Path) -> bool:
+    """Copy what lies in the job's /dev/shm; whether there was anything."""
+    with process.inside(init, "dev", "shm") as directory:
+        if not os.listdir(directory):
+            return False
+        (images / "shm").mkdir()
+        source = f"/proc/self/fd/{directory}/."
+        tools.run(
+            ["cp", "--archive", "--sparse=always", "--", source, os.fspath(images / "shm")], pass_fds=(directory,)
+        )
+        return True
+
+
+def _keep_logs(io: Path, images: Path) -> dict[str, int]:
+    """Link what belongs to sessions: a log only grows, so that its size at the cut is enough to have it as it was."""
+    (images / "io").mkdir()
+    kept = {}
+    for entry in os.scandir(io):
+        status = entry.stat(follow_symlinks=False)
+        if stat.S_ISREG(status.st_mode) and entry.name.partition(".")[2] in ("spec", "status", "log", "log.old"):
+            os.link(entry.path, images / "io" / entry.name, follow_symlinks=False)
+            kept[entry.name] = status.st_size
+    return kept

@@ -1,0 +1,157 @@
+"""restore: criu brings the processes of a snapshot back; a part of `engine.lifecycle.resume` and of a fork.
+
+While the caller's block runs, everything is there and nothing has run yet: that is the place for its commit. A restore
+that fails leaves the image as it was; the caller takes down what there is of the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from engine import checkpoint, launch, layers, network, store, tools
+from engine.errors import CannotRestore, NoSpace, Timeout, from_os
+from engine.kernel import process
+from engine.launch import NetworkSpec, ViewSpec
+from engine.lifecycle import criu, processes
+from engine.lifecycle.root import Root
+from engine.model import Job, ProcessImage, Snapshot
+from engine.steps import add, step
+
+SHM = 64 << 20
+"""bytes of /dev/shm, as of a job that is run"""
+
+SPEED = 50 << 20
+"""bytes of memory a second that a restore reads at least"""
+
+
+@contextlib.contextmanager
+def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, verb: str) -> Iterator[None]:
+    """Run the block with the snapshot's processes back but standing still; they run when it has come to its end.
+
+    ``keep_tcp``: connections to the outside aren't closed. Raises CannotRestore and NoSpace."""
+    image = snapshot.image
+    assert image is not None
+    images = layers.image(root.layer(snapshot.layers[-1]))
+    with contextlib.ExitStack() as stack:
+        with step(f"{verb}.mount", job=job.id):
+            view = _view(processes.prepare(root, job))
+            work = root.run_job(job.id)
+        with step(f"{verb}.restore", job=job.id), _translated(work / "restore.log"):
+            patience = root.timeout + image.memory / SPEED
+            talk = stack.enter_context(
+                criu.started(root, job, view, images, work=work, outlives=False, patience=patience)
+            )
+            _fill_shm(talk, image, images)
+            talk.conversation.ask(checkpoint.RESTORE, checkpoint.restore_options(images=talk.images, work=talk.work))
+            hold = stack.enter_context(_network(root, job, image, talk, keep_tcp=keep_tcp))
+            init = talk.conversation.until("post-restore")
+            processes.remember(root, job.id, init, program=image.init)
+            talk.conversation.until("pre-resume")
+            hold.end()
+        yield
+        # All that is left to criu is to let go, which the kernel does for it if it dies.
+        with step(f"{verb}.go", job=job.id), contextlib.suppress(checkpoint.CriuGone, checkpoint.Refused, Timeout):
+            talk.conversation.finish()
+    for name, milliseconds in checkpoint.restore_times(work).items():
+        add(name, milliseconds)
+
+
+def _view(view: ViewSpec) -> ViewSpec:
+    """What criu sees: the job's root, its io directory, and a new /dev/shm."""
+    return msgspec.structs.replace(view, binds=(("io", "/run/io"),), shm=SHM)
+
+
+def new_generation(root: Root, job: Job) -> str:
+    """Give the job's processes a sign that they have been brought back, or copied: a new id in
+    ``/run/serac/generation``. The job can put anything in its place."""
+    generation, file = store.new_id(), root.io(job.id) / "generation"
+    try:
+        if file.is_dir() and not file.is_symlink():
+            store.remove_tree(file)
+        store.write_aside(file, f"{generation}\n".encode(), mode=0o644)
+    except OSError as error:
+        raise from_os(error, "write generation") from error
+    return generation
+
+
+def copy_logs(root: Root, job: Job, snapshot: Snapshot) -> None:
+    """Give a fork what its sessions had in the io directory, as it was at the cut."""
+    assert snapshot.image is not None
+    source, target = layers.image(root.layer(snapshot.layers[-1])) / "io", root.io(job.id)
+    try:
+        for name, size in snapshot.image.logs.items():
+            store.copy_head(source / name, target / name, size)
+    except OSError as error:
+        raise from_os(error, "copy logs") from error
+
+
+def check(root: Root, image: ProcessImage) -> None:
+    """Whether this host can bring the processes back now. Raises CannotRestore."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
+    free = os.statvfs(root.layers)
+    obstacles = checkpoint.judge_restore(
+        image.host,
+        checkpoint.host_facts(),
+        memory=image.memory,
+        available=available,
+        disk_free=free.f_bavail * free.f_frsize,
+        lazy=False,
+    )
+    for obstacle in obstacles:
+        raise _cannot(obstacle)
+
+
+def _cannot(obstacle: checkpoint.Obstacle) -> CannotRestore:
+    return CannotRestore(
+        f"the processes can't be restored: {obstacle.detail}", reason=obstacle.reason, hint=obstacle.remedy
+    )
+
+
+@contextlib.contextmanager
+def _translated(log: Path) -> Iterator[None]:
+    try:
+        yield
+    except checkpoint.Refused as error:
+        obstacle = criu.explained(log)
+        if obstacle.reason == "no-space":
+            raise NoSpace(obstacle.detail) from error
+        raise _cannot(obstacle) from error
+    except checkpoint.CriuGone as error:
+        raise CannotRestore(str(error), reason="criu-killed", hint="try again") from error
+
+
+def _fill_shm(talk: criu.Talk, image: ProcessImage, images: Path) -> None:
+    """What lay in /dev/shm, into the new one, before criu opens files of it."""
+    if image.shm:
+        target = f"/proc/{talk.criu.pid}/root/run/shm"
+        tools.run(["cp", "--archive", "--sparse=always", "--", f"{images}/shm/.", target])
+
+
+@contextlib.contextmanager
+def _network(root: Root, job: Job, image: ProcessImage, talk: criu.Talk, *, keep_tcp: bool) -> Iterator[launch.Hold]:
+    """The new network namespace gets what the job's had; no packet of a connection is answered before all ends of it
+    are back. An address that is the job's no more stays until the connections from there are closed."""
+    pid = talk.conversation.until("setup-namespaces")
+    address = job.address
+    if address is not None:
+        network.connect(root.config, address, pid=pid)
+    guests = (image.address,) if image.address is not None and (address is None or address.job != image.address) else ()
+    spec = NetworkSpec(
+        up=True,
+        lock=image.connections,
+        guests=guests,
+        address=f"{address.job}/{address.prefix}" if address else None,
+        gateway=address.gateway if address else None,
+        close=image.connections and image.address is not None and (bool(guests) or not keep_tcp),
+    )
+    with (
+        process.namespace(pid, "net") as namespace,
+        launch.network(spec, namespace=namespace, timeout=root.timeout) as hold,
+    ):
+        yield hold
