@@ -40,6 +40,7 @@ from engine.model import (
     SessionStatus,
     Snapshot,
     SnapshotSource,
+    TakeResult,
     Warmth,
 )
 from engine.session import Connection, Event
@@ -300,6 +301,21 @@ class Engine:
         to the environment of the sessions that are started in it; all else as with `resume`."""
         snapshot = self._root.catalog.snapshot(ref)
         return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp)
+
+    def snapshot_take(
+        self,
+        ref: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: Any | msgspec.UnsetType = msgspec.UNSET,
+    ) -> TakeResult:
+        """Make a snapshot of a running job, with its processes, and let it run on: it stands still for as long as a
+        pause and a resume take. Raises CannotCheckpoint, and the job runs on; after any error of the resume it is
+        paused to the snapshot."""
+        from engine.lifecycle import take
+
+        with recover.taken(self._root, ref) as job:
+            return take.take(self._root, job, labels=labels or {}, state=state)
 
     def snapshots(self, job: str | None = None) -> list[Snapshot]:
         wanted = self._root.catalog.job(job).id if job is not None else None

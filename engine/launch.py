@@ -351,7 +351,7 @@ _REMEDIES = {
     "overlay": "the root must be on ext4, xfs or btrfs, and the kernel needs CONFIG_OVERLAY_FS",
     "clone": "raise /proc/sys/user/max_*_namespaces, or the pids limit of the engine's own control group",
     "mount": "an image is mounted from its file: Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE",
-    "lock": "the kernel needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET, Linux 5.12 or newer",
+    "lock": "the kernel needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET, Linux 5.12 or newer; or it is locked already",
     "close": "the kernel needs CONFIG_INET_TCP_DIAG and CONFIG_INET_DIAG_DESTROY",
 }
 """What to do about a step that failed with an errno that speaks of the host."""

@@ -110,6 +110,11 @@ class JobSpec(Value, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     allow: tuple[str, ...] = ()
     """of ``DENIALS``, those to lift"""
+    on_resume: tuple[str, ...] = ()
+    """a command to run in the job when its processes have been brought back, for instance to fetch new tokens; its
+    environment has the new SERAC_GENERATION"""
+    resume_signal: str | None = None
+    """a signal, such as ``USR1``, for each session's first process at the same moment"""
     state: Any = None
     """the caller's own JSON value; travels in every snapshot's context"""
 
@@ -323,19 +328,28 @@ class ResumeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     mode: str
     missing: dict[int, str] = {}
     """sessions that could not be started again, with the reason; never session 0"""
+    generation: str | None = None
+    """of processes that were brought back: what /run/serac/generation says"""
+    untold: str | None = None
+    """why the job's ``on_resume`` or ``resume_signal`` came to nothing"""
     timings: dict[str, float] = {}
 
 
-class ForkResult(Value, frozen=True, kw_only=True, omit_defaults=False):
+class ForkResult(ResumeResult, frozen=True, kw_only=True, omit_defaults=False):
     """The new job, from ``snapshot``."""
 
-    job: str
     name: str
-    snapshot: str
-    mode: str
     strategy: Strategy = "stack"
-    missing: dict[int, str] = {}
-    timings: dict[str, float] = {}
+
+
+class TakeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """A snapshot of a job that runs on. ``stopped`` in ``timings``: how long it stood still, in milliseconds."""
+
+    job: str
+    snapshot: str
+    generation: str | None
+    timings: dict[str, float]
+    sizes: dict[str, int]
 
 
 class Finding(Value, frozen=True, kw_only=True):

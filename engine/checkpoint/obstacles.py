@@ -20,52 +20,102 @@ class Obstacle(Value, frozen=True, kw_only=True):
 
 class Reason(Value, frozen=True, kw_only=True):
     what: str
-    """completes "the process holds" or "the process is": what can't be carried"""
+    """what can't be carried; goes on after "the process" """
     remedy: str
     passing: bool = False
     """a moment later it may be gone by itself: trying again is worth it"""
 
 
 _STOP = "stop it before the pause, or use --mode filesystem"
-_FALL_BACK = "use --mode filesystem"
-_OWN = "don't allow it (--allow), so that programs do without, or use --mode filesystem"
+_CLOSE = "close it before the pause, or use --mode filesystem"
+_DENY = "don't allow it (--allow), so that programs do without, or use --mode filesystem"
+_AGAIN = "try again, or use --mode filesystem"
+_ELSEWHERE = "resume it on a host like the one it was paused on, or with --mode filesystem"
+_FILES = "resume it with --mode filesystem"
 
-REASONS: dict[str, Reason] = {
-    "aio": Reason(what="has asynchronous reads or writes under way", remedy="try again", passing=True),
-    "bpf": Reason(what="holds a BPF map or program", remedy=_OWN),
-    "descriptor": Reason(what="holds a descriptor of a kind that criu doesn't know", remedy=_STOP),
-    "device": Reason(what="holds a device open", remedy=_STOP),
-    "fanotify": Reason(what="watches files by fanotify", remedy=_OWN),
+PREFLIGHT = {
+    "device": Reason(what="holds a device open", remedy=_CLOSE),
     "host-network": Reason(what="is in the host's network", remedy="run the job with --net none or bridge"),
-    "io-uring": Reason(what="holds an io_uring", remedy=_OWN),
-    "landlock": Reason(what="holds a Landlock ruleset, or may have bound itself by one", remedy=_OWN),
-    "large-deleted-file": Reason(
-        what="holds a file open that is deleted and larger than 512 MiB", remedy="close it, or use --mode filesystem"
-    ),
-    "memfd-secret": Reason(what="holds secret memory (memfd_secret)", remedy=_OWN),
-    "message-queue": Reason(what="holds a POSIX message queue", remedy=_STOP),
+    "keyring": Reason(what="may have keys in a keyring", remedy=_DENY),
+    "landlock": Reason(what="holds a Landlock ruleset, or may be bound by one", remedy=_DENY),
+    "leaderless": Reason(what="goes on though its first thread has ended", remedy=_STOP),
+    "memfd-program": Reason(what="executes a program that lies in memory (memfd)", remedy="start it from a file"),
+    "message-queue": Reason(what="holds a POSIX message queue", remedy=_CLOSE),
     "mptcp": Reason(what="holds a multipath TCP socket", remedy="switch it off; in Go: GODEBUG=multipathtcp=0"),
-    "namespace": Reason(what="is in a namespace of its own", remedy=_OWN),
+    "multicast": Reason(what="has joined the multicast group", remedy=_CLOSE),
     "other-user": Reason(
-        what="is another user's, on a host that doesn't let serac read its limits (CAP_SYS_RESOURCE)",
+        what="is another user's, and this host doesn't let serac read its limits",
         remedy="run the job with --userns private, or serac with CAP_SYS_RESOURCE",
     ),
-    "outside-file": Reason(what="holds a file open that lies outside the job", remedy="close it"),
-    "perf-event": Reason(what="holds a performance counter", remedy=_OWN),
-    "seccomp-listener": Reason(what="listens to a seccomp filter's notifications", remedy=_STOP),
-    "session": Reason(
-        what="is in a session that can't be made again, for its leader is gone or is not among its parents",
-        remedy="start it with setsid(1), or use --mode filesystem",
-    ),
-    "socket": Reason(what="holds a socket of a kind that criu doesn't know", remedy=_STOP),
-    "tcp-unaccepted": Reason(what="has TCP connections to accept", remedy="try again", passing=True),
+    "perf-event": Reason(what="holds a performance counter", remedy=_DENY),
+    "seccomp-listener": Reason(what="listens to a seccomp filter's notifications", remedy=_CLOSE),
+    "shared-directories": Reason(what="has its directories in common with its parent (CLONE_FS)", remedy=_STOP),
+    "thread-apart": Reason(what="has a thread with descriptors or directories of its own", remedy=_STOP),
+    "thread-timer": Reason(what="has a timer that signals one thread (SIGEV_THREAD)", remedy="use a timerfd"),
     "traced": Reason(what="is being traced", remedy="end strace or the debugger"),
-    "udp-unread": Reason(what="has UDP datagrams to read", remedy="try again", passing=True),
-    "userfaultfd": Reason(what="handles its own page faults (userfaultfd)", remedy=_OWN),
-    # What only criu, or its log, tells.
-    "criu-failed": Reason(what="criu failed", remedy=_FALL_BACK),
-    "no-space": Reason(what="the disk is full", remedy="free some space: `serac rm`, `serac snapshot rm`"),
+    "userfaultfd": Reason(what="handles page faults itself (userfaultfd)", remedy=_DENY),
 }
+"""what only the preflight sees: criu would take it and lose it, or stumble over it late"""
+
+BOTH = {
+    "bpf": Reason(what="holds a BPF map or program", remedy=_DENY),
+    "descriptor": Reason(what="holds a descriptor of a kind that criu doesn't know", remedy=_CLOSE),
+    "io-uring": Reason(what="holds an io_uring", remedy=_DENY),
+    "large-deleted-file": Reason(what="holds a deleted file of more than 512 MiB", remedy=_CLOSE),
+    "memfd-secret": Reason(what="holds secret memory (memfd_secret)", remedy=_DENY),
+    "namespace": Reason(what="is in a namespace of its own", remedy=_DENY),
+    "outside-file": Reason(what="holds a file that lies outside the job", remedy=_CLOSE),
+    "session": Reason(
+        what="is in a session that can't be made again: its leader is gone and isn't among its parents",
+        remedy="start it by setsid(1), or use --mode filesystem",
+    ),
+    "shared-memory": Reason(
+        what="has its memory in common with its parent (vfork, CLONE_VM)", remedy=_AGAIN, passing=True
+    ),
+    "socket": Reason(what="holds a socket of a kind or in a state that criu doesn't know", remedy=_CLOSE),
+    "tcp-in-flight": Reason(
+        what="has a TCP connection that is being opened, accepted or closed", remedy=_AGAIN, passing=True
+    ),
+    "unread-datagrams": Reason(
+        what="has datagrams to read, which a checkpoint would drop", remedy=_AGAIN, passing=True
+    ),
+}
+"""what the preflight sees, and criu's log tells of what it doesn't"""
+
+LOG = {
+    "address": Reason(what="has a socket whose address is taken or not of this host", remedy=_FILES),
+    "changed-file": Reason(what="has a file open that isn't as it was", remedy=_FILES),
+    "criu-failed": Reason(what="can't be carried by criu", remedy="use --mode filesystem"),
+    "damaged-image": Reason(what="has an image that criu can't read", remedy=_FILES),
+    "epoll": Reason(what="waits by epoll for what it has closed and another process holds", remedy=_CLOSE),
+    "file-lock": Reason(what="has a file lock in common with somebody outside the job", remedy=_CLOSE),
+    "long-path": Reason(what="has a file or directory open whose path is too long", remedy=_CLOSE),
+    "mapping": Reason(what="has something mapped that criu doesn't know", remedy=_STOP),
+    "no-memory": Reason(what="needs more memory than there is", remedy="stop other jobs, or use --mode filesystem"),
+    "no-space": Reason(what="needs more disk space", remedy="free some: `serac rm`, `serac snapshot rm`"),
+    "outside-socket": Reason(what="has a unix socket that leads out of the job", remedy=_CLOSE),
+    "terminal": Reason(
+        what="holds a terminal in a way that criu doesn't know", remedy=_STOP
+    ),
+    "unix-in-flight": Reason(
+        what="has unix socket connections to accept, or messages that carry more than data",
+        remedy=_AGAIN,
+        passing=True,
+    ),
+    "unstoppable": Reason(what="doesn't stop for criu", remedy=_AGAIN, passing=True),
+    "watch": Reason(what="watches a file that is deleted (inotify, fanotify)", remedy=_CLOSE),
+}
+"""what only criu's log tells"""
+
+RESTORE = {
+    "cpu": Reason(what="may use what this processor hasn't", remedy=_ELSEWHERE),
+    "machine": Reason(what="is of another kind of machine", remedy=_ELSEWHERE),
+    "older-criu": Reason(what="was dumped by a newer criu", remedy="install that criu, or see scripts/setup"),
+    "older-kernel": Reason(what="ran on a newer kernel", remedy=_ELSEWHERE),
+}
+"""what is judged before a restore, with ``no-memory`` and ``no-space``"""
+
+REASONS = {**PREFLIGHT, **BOTH, **LOG, **RESTORE}
 
 
 def obstacle(reason: str, detail: str) -> Obstacle:

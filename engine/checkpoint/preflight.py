@@ -1,36 +1,29 @@
-"""The preflight: look at the frozen processes of a job, and judge whether criu can carry them.
+"""The preflight: what of a frozen job criu can't carry, or would lose without a word. Pure.
 
-`look` reads /proc and says what there is; `judge` is pure. What only criu finds out, `explain` reads from its log.
+What only criu finds out, at the cost of a dump that fails, `engine.checkpoint.explain` reads from its log.
 """
 
 from __future__ import annotations
 
-import contextlib
 import stat
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
 
 from engine.checkpoint.obstacles import REASONS, Obstacle, obstacle
+from engine.checkpoint.seen import LISTEN, Descriptor, Process, Seen, look
 from engine.checkpoint.trees import Member, without_leader
-from engine.kernel import procfs, statfs
-from engine.kernel.statx import Statx, statx
-from engine.model import Net, UserNs, Value
+from engine.kernel.procfs import InetSocket
+from engine.kernel.statx import Statx
+from engine.model import Net, UserNs
+
+__all__ = ["Seen", "judge", "look"]
 
 GHOST_LIMIT = 512 << 20
-"""bytes of a deleted file that still goes into the image"""
-
-_QUEUES = 0x19800202
-"""MQUEUE_MAGIC of linux/ipc.h"""
-_LISTEN = 10
-_LOOPBACK = (b"\x7f", bytes(15) + b"\1", bytes(10) + b"\xff\xff\x7f")
-"""what addresses of this machine begin with"""
+"""bytes on disk of a deleted file that still goes into the image"""
 
 _ANONYMOUS = {
     "[io_uring]": "io-uring",
     "[userfaultfd]": "userfaultfd",
     "[perf_event]": "perf-event",
-    "[fanotify]": "fanotify",
     "[landlock-ruleset]": "landlock",
     "bpf-map": "bpf",
     "bpf-prog": "bpf",
@@ -39,12 +32,13 @@ _ANONYMOUS = {
     "seccomp notify": "seccomp-listener",
     "[eventfd]": None,
     "[eventpoll]": None,
+    "[fanotify]": None,
+    "[pidfd]": None,
     "[signalfd]": None,
     "[timerfd]": None,
-    "[pidfd]": None,
     "inotify": None,
 }
-"""anon_inode: -> why not, None = criu carries it"""
+"""what follows ``anon_inode:`` in a descriptor's link -> why not; None = criu carries it, or says why not"""
 
 _PROTOCOLS = frozenset(
     {"TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "RAW", "RAWv6", "PING", "PINGv6"}
@@ -53,170 +47,153 @@ _PROTOCOLS = frozenset(
 _DEVICES = {1: frozenset({3, 5, 7, 8, 9}), 5: frozenset({0, 2}), 136: None}
 """major number -> minor ones that criu knows, None = all: memory devices, /dev/tty and ptmx, pseudo-terminals"""
 
+_UNSEEN = {
+    "landlock": "the job may use Landlock: what a process forbade itself can't be seen, and would be allowed",
+    "keyring": "the job may use keyrings: they can't be seen, and would be empty",
+}
+"""groups of system calls that, once allowed, leave what neither shows nor survives"""
 
-class Descriptor(NamedTuple):
-    number: int
-    link: str
-    protocol: str = ""
-    """of a socket"""
-    file: Statx | None = None
-    """of what has a path"""
-    queue: bool = False
-    """whether it is a POSIX message queue"""
+_LOOPBACK = (b"\x7f", bytes(10) + b"\xff\xff\x7f", bytes(15) + b"\1")
+_EVERY_HOST = (
+    bytes((224, 0, 0, 1)),
+    *(bytes((255, scope)) + bytes(13) + b"\1" for scope in (1, 2)),
+    bytes((255, 2)) + bytes(9) + b"\1\xff",
+)
+"""what the multicast groups begin with that the kernel joins by itself: all hosts, solicited nodes"""
 
-
-class Process(NamedTuple):
-    pid: int
-    """in the job"""
-    name: str
-    parent: int
-    """in the job; 0 for init"""
-    session: int
-    """in the job; 0 when its leader isn't in the job"""
-    depth: int
-    """how many pid namespaces it is in, the host's included"""
-    tracer: int
-    users: frozenset[str]
-    """its real, effective and saved ids, users and groups, as the host numbers them"""
-    namespaces: tuple[str, ...]
-    """as `procfs.namespaces`; empty for a zombie"""
-    descriptors: tuple[Descriptor, ...]
+_ESTABLISHED, _SYN_SENT, _SYN_RECEIVED, _FIN_WAIT1, _CLOSE_WAIT, _LAST_ACK, _CLOSING = 1, 2, 3, 4, 8, 9, 11
 
 
-class Seen(Value, frozen=True, kw_only=True):
-    """What `look` found."""
-
-    processes: tuple[Process, ...]
-    """init first"""
-    mounts: frozenset[int]
-    """ids of the mounts that init sees"""
-    sockets: tuple[procfs.InetSocket, ...]
-    memory: int
-    """bytes of the processes' own pages"""
-
-    @property
-    def connections(self) -> bool:
-        """Whether there are TCP connections."""
-        return any(socket.table.startswith("tcp") and socket.state != _LISTEN for socket in self.sockets)
-
-
-def look(pids: Sequence[int]) -> Seen:
-    """See what a frozen job consists of; ``pids`` are the host's numbers of all its processes."""
-    found = {pid: procfs.status(pid) for pid in pids}
-    inside = {pid: int(lines["NSpid"].split()[-1]) for pid, lines in found.items()}
-    order = sorted(pids, key=lambda pid: inside[pid])
-    processes = tuple(_process(pid, found[pid], inside) for pid in order)
-    return Seen(
-        processes=processes,
-        mounts=procfs.mount_ids(order[0]),
-        sockets=tuple(_sockets(order[0], processes)),
-        memory=sum(_kilobytes(lines, "RssAnon") + _kilobytes(lines, "RssShmem") for lines in found.values()) << 10,
-    )
-
-
-def _process(pid: int, lines: dict[str, str], inside: dict[int, int]) -> Process:
-    depth = lines["NSpid"].split()
-    return Process(
-        pid=inside[pid],
-        name=lines["Name"],
-        parent=inside.get(int(lines["PPid"]), 0),
-        session=int(lines["NSsid"].split()[-1]),
-        depth=len(depth),
-        tracer=int(lines["TracerPid"]),
-        users=frozenset(lines["Uid"].split()[:3] + lines["Gid"].split()[:3]),
-        namespaces=procfs.namespaces(pid),
-        descriptors=tuple(_descriptors(pid)),
-    )
-
-
-def _kilobytes(lines: dict[str, str], key: str) -> int:
-    return int(lines.get(key, "0").split()[0])
-
-
-def _descriptors(pid: int) -> Iterator[Descriptor]:
-    for number, link in procfs.descriptors(pid).items():
-        path = procfs.descriptor(pid, number)
-        if link.startswith("socket:"):
-            yield Descriptor(number, link, protocol=procfs.protocol(pid, number))
-        elif link.startswith("/"):
-            yield Descriptor(number, link, file=statx(path), queue=link.count("/") == 1 and _is_queue(path))
-        elif not link.startswith("pipe:"):
-            yield Descriptor(number, link)
-
-
-def _is_queue(path: str) -> bool:
-    return statfs.type_of(Path(path)) == _QUEUES
-
-
-def _sockets(init: int, processes: Sequence[Process]) -> Iterator[procfs.InetSocket]:
-    protocols = {descriptor.protocol for process in processes for descriptor in process.descriptors}
-    kinds = {name[:3].lower() for name in protocols} & {"tcp", "udp"}
-    for table in (name + version for name in sorted(kinds) for version in ("", "6")):
-        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            yield from procfs.inet_sockets(init, [table])
-
-
-def judge(seen: Seen, *, userns: UserNs, net: Net, capable: bool, allow: Collection[str] = ()) -> tuple[Obstacle, ...]:
-    """What stands in the way of a checkpoint, most telling first; () = nothing that can be seen.
+def judge(
+    seen: Seen, *, userns: UserNs, net: Net, capable: bool, allow: Collection[str] = ()
+) -> tuple[Obstacle, ...]:
+    """What stands in the way of a checkpoint; () = nothing that can be seen.
 
     ``capable``: whether serac has CAP_SYS_RESOURCE; ``allow``: as in `JobSpec`."""
-    found: list[Obstacle] = []
+    found = [obstacle(group, why) for group, why in _UNSEEN.items() if group in allow]
     if net == "host":
-        found.append(obstacle("host-network", "the job is in the host's network"))
-    if "landlock" in allow:
-        found.append(obstacle("landlock", "the job may use Landlock, and what it forbade itself can't be seen"))
-    for process in seen.processes:
-        reasons = [*_of_process(process, seen.processes[0], other_users=userns == "private" or capable)]
-        reasons += [pair for held in process.descriptors for pair in _of_descriptor(held, seen)]
-        found += [_about(process, reason, where) for reason, where in reasons]
+        found.append(obstacle("host-network", f"the job {REASONS['host-network'].what}"))
+    init = seen.processes[0]
     members = [Member(process.pid, process.parent, process.session) for process in seen.processes]
     lost = without_leader(members)
-    found += [_about(process, "session", "") for process in seen.processes if process.pid in lost]
-    return tuple(found)
+    for process in seen.processes:
+        reasons = _of_process(process, init, lost=process.pid in lost, others=userns == "private" or capable)
+        found += [_about(process, reason) for reason in reasons]
+        found += [
+            _about(process, reason, held) for held in process.descriptors if (reason := _of_descriptor(held, seen))
+        ]
+    return (*found, *_of_network(seen, net))
 
 
-def _about(process: Process, reason: str, where: str) -> Obstacle:
-    return obstacle(reason, f"process {process.pid} ({process.name}) {REASONS[reason].what}{where}")
+def _about(process: Process, reason: str, held: Descriptor | None = None) -> Obstacle:
+    where = f" (descriptor {held.number}, {plain(held.protocol or held.link)})" if held else ""
+    return obstacle(reason, f"process {process.pid} ({plain(process.name)}) {REASONS[reason].what}{where}")
 
 
-def _of_process(process: Process, init: Process, *, other_users: bool) -> Iterator[tuple[str, str]]:
+def plain(text: str) -> str:
+    """Text that a job chose, on one line and without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+
+
+def _of_process(process: Process, init: Process, *, lost: bool, others: bool) -> Iterator[str]:
     if process.tracer:
-        yield "traced", ""
-    if (process.namespaces and process.namespaces != init.namespaces) or process.depth != init.depth:
-        yield "namespace", ""
-    if not other_users and process.users != {"0"}:
-        yield "other-user", ""
+        yield "traced"
+    if process.state in "ZX" and process.threads > 1:
+        yield "leaderless"
+    if process.namespaces and process.namespaces != init.namespaces:
+        yield "namespace"
+    if not others and process.users != {"0"}:
+        yield "other-user"
+    if process.shares:
+        yield f"shared-{process.shares}"
+    if process.apart:
+        yield "thread-apart"
+    if process.thread_timers:
+        yield "thread-timer"
+    if process.program.startswith("/memfd:"):
+        yield "memfd-program"
+    if lost:
+        yield "session"
 
 
-def _of_descriptor(held: Descriptor, seen: Seen) -> Iterator[tuple[str, str]]:
-    reason = _reason(held, seen)
-    if reason is not None:
-        yield reason, f" (descriptor {held.number}, {held.protocol or held.link})"
-
-
-def _reason(held: Descriptor, seen: Seen) -> str | None:
+def _of_descriptor(held: Descriptor, seen: Seen) -> str | None:
     kind, _, name = held.link.partition(":")
     if kind == "anon_inode":
         return _ANONYMOUS.get(name, "descriptor")
     if held.protocol:
-        return "mptcp" if held.protocol.startswith("MPTCP") else None if held.protocol in _PROTOCOLS else "socket"
-    return None if held.file is None else _reason_of_file(held, held.file, seen)
+        return _of_socket(held, seen)
+    return None if held.file is None else _of_file(held, held.file, seen)
 
 
-def _reason_of_file(held: Descriptor, file: Statx, seen: Seen) -> str | None:
+def _of_socket(held: Descriptor, seen: Seen) -> str | None:
+    if held.protocol.startswith("MPTCP"):
+        return "mptcp"
+    if held.protocol not in _PROTOCOLS:
+        return "socket"
+    return "unread-datagrams" if seen.unread.get(held.inode) else None
+
+
+def _of_file(held: Descriptor, file: Statx, seen: Seen) -> str | None:
     if held.queue:
         return "message-queue"
     if held.link.startswith("/secretmem"):
         return "memfd-secret"
-    if not file.links and file.blocks * 512 > GHOST_LIMIT and not held.link.startswith("/memfd:"):
+    if held.link.startswith("/memfd:"):
+        return None
+    if not file.links and file.blocks * 512 > GHOST_LIMIT:
         return "large-deleted-file"
-    if stat.S_ISBLK(file.mode) or (stat.S_ISCHR(file.mode) and not _known_device(file.device)):
+    if stat.S_ISBLK(file.mode) or (stat.S_ISCHR(file.mode) and not _known(file.device)):
         return "device"
-    if file.mount not in seen.mounts and not held.link.startswith("/memfd:"):
-        return "outside-file"
-    return None
+    return None if file.mount in seen.mounts else "outside-file"
 
 
-def _known_device(device: tuple[int, int]) -> bool:
+def _known(device: tuple[int, int]) -> bool:
     minors = _DEVICES.get(device[0], frozenset())
     return minors is None or device[1] in minors
+
+
+def _of_network(seen: Seen, net: Net) -> Iterator[Obstacle]:
+    for group in sorted(seen.groups):
+        if not group.startswith(_EVERY_HOST):
+            yield obstacle("multicast", f"a socket of the job {REASONS['multicast'].what} {_written(group)}")
+    for socket in seen.sockets:
+        reason = _of_inet_socket(socket, net)
+        holder = _holder(socket, seen) if reason else None
+        if reason and holder:
+            yield _about(holder[0], reason, holder[1])
+
+
+def _written(address: bytes) -> str:
+    if len(address) == 4:
+        return ".".join(map(str, address))
+    return ":".join(address[at : at + 2].hex() for at in range(0, 16, 2))
+
+
+def _of_inet_socket(socket: InetSocket, net: Net) -> str | None:
+    """Who isn't of the job loses its connections, and its datagrams in flight, at every pause anyway."""
+    own = net == "none" or socket.remote.startswith(_LOOPBACK) or socket.remote == socket.local
+    if not socket.table.startswith("tcp"):
+        own = own or socket.local.startswith(_LOOPBACK)
+        return "unread-datagrams" if own and socket.unread and socket.inode else None
+    if socket.state == _SYN_SENT:
+        return "tcp-in-flight"
+    if not own or socket.inode or socket.state == LISTEN:
+        return None
+    waiting = socket.state in (_ESTABLISHED, _SYN_RECEIVED, _CLOSE_WAIT)
+    unsent = socket.state in (_FIN_WAIT1, _LAST_ACK, _CLOSING) and socket.unsent
+    return "tcp-in-flight" if waiting or unsent else None
+
+
+def _holder(socket: InetSocket, seen: Seen) -> tuple[Process, Descriptor] | None:
+    """Who holds the socket, or else one that has to do with it: that listens for it, or is its peer."""
+    holders = {held.inode: (process, held) for process in seen.processes for held in process.descriptors}
+    if socket.inode:
+        return holders.get(socket.inode)
+    near = [other for other in seen.sockets if other.inode in holders and _near(other, socket)]
+    return holders[near[0].inode] if near else None
+
+
+def _near(other: InetSocket, socket: InetSocket) -> bool:
+    if other.state == LISTEN:
+        return other.local_port == socket.local_port
+    return (other.local_port, other.remote_port) == (socket.remote_port, socket.local_port)

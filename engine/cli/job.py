@@ -36,14 +36,15 @@ def _add_looks(verbs: Verbs) -> None:
 
 def _add_pauses(verbs: Verbs) -> None:
     parser = verbs.add(
-        "pause", pause, "seal a job's changes into a snapshot and give all its compute back",
-        more="The job's processes end; `resume` goes on from its files, its sessions' commands and the steps not done.",
-        examples="serac pause build\nserac pause build --label mr=42 --json",
+        "pause", pause, "make a snapshot of a job and give all its compute back",
+        more="With mode process the snapshot has the job's processes, and `resume` goes on in the middle of whatever "
+        "they do. With mode filesystem they end, and `resume` starts anew: the sessions' commands, the steps not done.",
+        examples="serac pause build\nserac pause build --mode process --json\nserac pause build --label mr=42",
     )  # fmt: skip
     _add_job(parser)
     parser.add_argument(
         "--mode", choices=("auto", "process", "filesystem"), default="auto",
-        help="keep the processes too (process), the files alone, or what can be done (auto, the default)",
+        help="keep the processes or fail, keep the files alone, or keep what can be kept (auto, the default)",
     )  # fmt: skip
     parser.add_argument("--label", metavar="K=V", type=values.variable, action="append", help="label the snapshot")
     parser.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
@@ -56,10 +57,22 @@ def _add_resume(verbs: Verbs) -> None:
     parser = verbs.add(
         "resume", resume, "start a paused job again, or fork a snapshot as a new job",
         more="With a job: it goes on. With a snapshot, or with --as: a new job begins there and the snapshot stays.",
-        examples="serac resume build\nserac resume 4f0c2a91 --as second-try\nserac resume build --as variant",
+        examples="serac resume build\nserac resume 4f0c2a91 --as second-try\nserac resume build --as variant -e SEED=2",
     )  # fmt: skip
     parser.add_argument("what", metavar="JOB|SNAP", help="a paused job's name or id, or a snapshot's id")
     parser.add_argument("--as", dest="name", metavar="NAME", help="fork, under this name")
+    parser.add_argument(
+        "--mode", choices=("auto", "process", "filesystem"), default="auto",
+        help="with the snapshot's processes, anew from its files, or with what there is (auto, the default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tcp", choices=("close", "keep"), default="close",
+        help="what becomes of connections to outside of the job (default close)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-e", "--env", metavar="K=V", type=values.variable, action="append",
+        help="with a fork: set a variable for the sessions that are started in it",
+    )  # fmt: skip
     parser.add_argument("--workdir", "-w", metavar="DIR", help="where the job's command starts, if its own is gone")
 
 
@@ -184,27 +197,31 @@ def thaw(args: Namespace, out: Output) -> int:
 
 def resume(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
-        result = _resume(engine, args.what, args.name, args.workdir)
+        result = _resume(engine, args)
         name = engine.job(result.job).name
     what = f"forked {result.snapshot} as {name}" if isinstance(result, ForkResult) else f"resumed {name}"
     out.value(result, f"{what} ({result.mode}, {result.strategy}){_took(result.timings)}")
     for number, reason in result.missing.items():
         out.note(f"session {number} could not be started again: {reason}")
+    if result.untold:
+        out.note(f"the job was not told that it was resumed: {result.untold}")
     return 0
 
 
-def _resume(engine: Engine, what: str, name: str | None, workdir: str | None) -> ResumeResult | ForkResult:
+def _resume(engine: Engine, args: Namespace) -> ResumeResult:
     """A job's name comes before a snapshot's id."""
-    job = _job(engine, what)
-    if workdir is not None and (job is None or name is not None):
+    job = _job(engine, args.what)
+    how = {"mode": args.mode, "keep_tcp": args.tcp == "keep"}
+    if job is not None and args.name is None:
+        if args.env:
+            raise InvalidInput("--env goes with a fork, not with a job that is resumed", hint="add --as NAME")
+        return engine.resume(job.id, workdir=args.workdir, **how)
+    if args.workdir is not None:
         raise InvalidInput("--workdir goes with a job that is resumed, not with a fork")
-    if job is None:
-        return engine.fork(what, name=name)
-    if name is None:
-        return engine.resume(job.id, workdir=workdir)
-    if job.snapshot is None:
+    if job is not None and job.snapshot is None:
         raise WrongState(f"job {job.name} isn't paused", hint="pause it, or name a snapshot: `serac snapshot ls`")
-    return engine.fork(job.snapshot, name=name)
+    snapshot = args.what if job is None or job.snapshot is None else job.snapshot
+    return engine.fork(snapshot, name=args.name, env=dict(args.env or ()), **how)
 
 
 def _job(engine: Engine, what: str) -> Job | None:

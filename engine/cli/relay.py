@@ -19,8 +19,8 @@ from collections.abc import Callable
 import msgspec
 
 from engine.cli import terminal
-from engine.errors import from_os
-from engine.session import Connection, Event, Exit
+from engine.errors import ProtocolError, from_os
+from engine.session import INPUT_MAX, Connection, Event, Exit
 
 CHUNK = 32 << 10
 
@@ -48,41 +48,33 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """takes a remark for people, such as what the first Ctrl-C did"""
 
 
-def relay(connection: Connection, show: Callable[[Event], None], wishes: Wishes) -> Exit | Detached | Lost:
-    """Show a session until it ends or the user leaves. The terminal and the signal handlers are put back."""
-    with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(terminal.caught(RAW_SIGNALS if wishes.raw else PLAIN_SIGNALS))
-        poll = stack.enter_context(selectors.PollSelector())
-        if wishes.raw:
-            stack.enter_context(terminal.raw(0))
-        return _Relay(connection, show, wishes, poll).run(signals)
+class Relay:
+    """Shows a session until it ends or the user leaves, over one connection after the other where a pause comes
+    between. The terminal and the signal handlers are put back after each."""
 
-
-class _Relay:
-    def __init__(
-        self,
-        connection: Connection,
-        show: Callable[[Event], None],
-        wishes: Wishes,
-        poll: selectors.BaseSelector,
-    ) -> None:
-        self._connection = connection
+    def __init__(self, show: Callable[[Event], None], wishes: Wishes) -> None:
         self._show = show
         self._wishes = wishes
-        self._poll = poll
-        self._keys = terminal.DetachKeys(wishes.keys if wishes.raw else b"")
-        self._pending = b""
+        self._input = _Input(wishes.keys if wishes.raw else b"")
         self._forwarded = False
+
+    def run(self, connection: Connection) -> Exit | Detached | Lost:
+        self._connection = connection
         self._exit: Exit | None = None
         self._ending: Exit | Detached | Lost | None = None
+        with contextlib.ExitStack() as stack:
+            signals = stack.enter_context(terminal.caught(RAW_SIGNALS if self._wishes.raw else PLAIN_SIGNALS))
+            self._poll = stack.enter_context(selectors.PollSelector())
+            if self._wishes.raw:
+                stack.enter_context(terminal.raw(0))
+                connection.resize(*terminal.size(0))
+            self._poll.register(signals, selectors.EVENT_READ, lambda _: self._signals(signals))
+            self._poll.register(connection, selectors.EVENT_READ, self._exchange)
+            if self._wishes.input:
+                self._go_on()
+            return self._loop()
 
-    def run(self, signals: int) -> Exit | Detached | Lost:
-        self._poll.register(self._connection, selectors.EVENT_READ, self._exchange)
-        self._poll.register(signals, selectors.EVENT_READ, lambda _: self._signals(signals))
-        if self._wishes.input:
-            self._poll.register(0, selectors.EVENT_READ, lambda _: self._read())
-        if self._wishes.raw:
-            self._connection.resize(*terminal.size(0))
+    def _loop(self) -> Exit | Detached | Lost:
         while self._ending is None:
             for key, mask in self._poll.select():
                 if self._ending is None:
@@ -105,25 +97,34 @@ class _Relay:
             self._exit = None
             self._show(event)
 
-    def _read(self) -> None:
-        """Take what was typed; no more of it is read until the session's connection took this."""
-        typed = _typed()
-        if not typed:
-            self._poll.unregister(0)
-            self._connection.close_input()
-            return
-        self._pending, leave = self._keys.feed(typed)
-        if leave:
-            self._ending = Detached()
-        elif self._pending:
-            self._poll.unregister(0)
+    def _go_on(self) -> None:
+        """Input as it was left when the last connection was lost."""
+        if self._input.go_on(self._connection.taken):
+            self._connection.feed()
+        self._want_input()
+
+    def _want_input(self) -> None:
+        """Standard input is read only while the session's connection took all that was read before."""
+        if self._input.waiting:
             self._poll.modify(self._connection, selectors.EVENT_READ | selectors.EVENT_WRITE, self._exchange)
+        elif self._input.ended:
+            self._connection.close_input()
+        else:
+            self._poll.register(0, selectors.EVENT_READ, lambda _: self._read())
+
+    def _read(self) -> None:
+        if self._input.take(_typed()):
+            self._ending = Detached()
+        elif self._input.waiting or self._input.ended:
+            self._poll.unregister(0)
+            self._want_input()
 
     def _send(self) -> None:
-        self._connection.send(self._pending)
-        self._pending = b""
+        chunk = self._input.waiting[:CHUNK]
         self._poll.modify(self._connection, selectors.EVENT_READ, self._exchange)
-        self._poll.register(0, selectors.EVENT_READ, lambda _: self._read())
+        if self._connection.send(chunk):
+            self._input.sent(len(chunk))
+            self._want_input()
 
     def _signals(self, descriptor: int) -> None:
         for number in os.read(descriptor, 64):
@@ -148,6 +149,48 @@ class _Relay:
         self._forwarded = True
         self._connection.signal(number)
         self._wishes.remark(f"sent {signal.Signals(number).name} to the session; the next one detaches")
+
+
+class _Input:
+    """What the user typed, on its way to the session. What a pipe doesn't take before a pause is lost with the
+    connection, so the last that was sent is kept, to be sent again."""
+
+    def __init__(self, keys: bytes) -> None:
+        self._keys = terminal.DetachKeys(keys)
+        self.waiting = b""
+        """to be sent"""
+        self.ended = False
+        """standard input is at its end"""
+        self._kept = bytearray()
+        self._sent = 0
+        """bytes since the session began, of which ``_kept`` are the last"""
+        self._begun = False
+
+    def go_on(self, taken: int | None) -> bool:
+        """Begin, or begin again with what the session hadn't ``taken``; whether input was fed to a pipe before."""
+        again, self._begun = self._begun, True
+        if taken is None:
+            self._kept.clear()  # a terminal takes what was sent; a session that was started again takes nothing more
+        elif again:
+            lost = self._sent - taken
+            if not 0 <= lost <= len(self._kept):
+                raise ProtocolError(f"the session says it took {taken} bytes of input, {self._sent} were sent")
+            self.waiting = bytes(self._kept[len(self._kept) - lost :]) + self.waiting
+            del self._kept[len(self._kept) - lost :]
+        self._sent = taken or 0
+        return again and taken is not None
+
+    def take(self, typed: bytes) -> bool:
+        """Whether the user leaves. Nothing typed: standard input is at its end."""
+        self.ended = not typed
+        self.waiting, leave = self._keys.feed(typed) if typed else (b"", False)
+        return leave
+
+    def sent(self, size: int) -> None:
+        self._kept += self.waiting[:size]
+        self.waiting = self.waiting[size:]
+        self._sent += size
+        del self._kept[:-INPUT_MAX]
 
 
 def _typed() -> bytes:

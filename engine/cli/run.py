@@ -43,6 +43,10 @@ def _add_what(parser: Parser) -> None:
     group.add_argument("-e", "--env", metavar="K=V", type=values.variable, action="append", help="set a variable")
     group.add_argument("-w", "--workdir", metavar="D", default="/", help="run it there (default /)")
     group.add_argument("--label", metavar="K=V", type=values.variable, action="append", help="label the job")
+    group.add_argument(
+        "--on-resume", metavar="SCRIPT", help="a shell script for when the job's processes were brought back or forked"
+    )
+    group.add_argument("--resume-signal", metavar="SIG", help="a signal for its sessions at that moment: USR1, HUP ...")
     group.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
 
 
@@ -68,7 +72,7 @@ def _add_how(parser: Parser) -> None:
     group = parser.add_argument_group("how to stay with it")
     group.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
     group.add_argument("-d", "--detach", action="store_true", help="print the job's name, don't wait")
-    session.add_detach_keys(parser)
+    session.add_staying(parser)
 
 
 def run(args: Namespace, out: Output) -> int:
@@ -102,6 +106,8 @@ def _spec(args: Namespace, engine: Engine) -> JobSpec:
         limits=Limits(memory=args.memory, cpus=args.cpus, pids=args.pids),
         labels=dict(args.label or ()),
         allow=tuple(args.allow or ()),
+        on_resume=("/bin/sh", "-c", args.on_resume) if args.on_resume else (),
+        resume_signal=args.resume_signal,
         state=args.state,
     )
 

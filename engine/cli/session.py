@@ -10,15 +10,20 @@ from engine.cli import files, terminal, values
 from engine.cli.opening import open_engine
 from engine.cli.output import Output
 from engine.cli.parser import Parser, Verbs
-from engine.cli.relay import Detached, Lost, Wishes, relay
+from engine.cli.relay import Detached, Lost, Relay, Wishes
 from engine.cli.streams import View, status
-from engine.errors import InvalidInput, NotFound, SeracError, WrongState
+from engine.errors import InvalidInput, NotFound, Paused, SeracError, WrongState
 from engine.model import LIVE, JobState, SessionSpec
+from engine.session import TAIL
 
 if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.model import Job
     from engine.session import Connection
+
+
+LOSSES_MAX = 1000
+"""connections in a row that init may end without having said anything"""
 
 
 def add(verbs: Verbs) -> None:
@@ -46,17 +51,17 @@ def _add_exec(verbs: Verbs) -> None:
     )
     parser.add_argument("-e", "--env", metavar="K=V", type=values.variable, action="append", help="set a variable")
     parser.add_argument("-w", "--workdir", metavar="DIR", help="run it there (default: the job's own directory)")
-    add_detach_keys(parser)
+    add_staying(parser)
 
 
 def _add_attach(verbs: Verbs) -> None:
     parser = verbs.add(
         "attach", attach, "look at a running session, and type if it has a terminal",
         more="Begins with the last of what it wrote. Several can be attached at once; ctrl-p ctrl-q leaves.",
-        examples="serac attach build\nserac attach build 2",
+        examples="serac attach build\nserac attach build 2\nserac attach --wait build",
     )  # fmt: skip
     _add_session(parser)
-    add_detach_keys(parser)
+    add_staying(parser)
 
 
 def _add_logs(verbs: Verbs) -> None:
@@ -66,6 +71,7 @@ def _add_logs(verbs: Verbs) -> None:
         examples="serac logs build\nserac logs -f build\nserac logs --json build 2",
     )  # fmt: skip
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the session ends")
+    _add_wait(parser)
     _add_session(parser)
 
 
@@ -77,7 +83,13 @@ def _add_session(parser: Parser) -> None:
     )  # fmt: skip
 
 
-def add_detach_keys(parser: Parser) -> None:
+def _add_wait(parser: Parser) -> None:
+    parser.add_argument("--wait", action="store_true", help="when the job is paused, wait for its resume and go on")
+
+
+def add_staying(parser: Parser) -> None:
+    """The options of who stays with a session."""
+    _add_wait(parser)
     parser.add_argument(
         "--detach-keys", metavar="KEYS", type=values.detach_keys, default=terminal.DETACH_KEYS,
         help="leave a terminal with these (default ctrl-p,ctrl-q)",
@@ -121,7 +133,7 @@ def _spec(args: Namespace) -> SessionSpec:
 def attach(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
         job = engine.job(args.job)
-        connection = engine.attach(job.id, args.session)
+        connection = _attached(engine, job, View(out, args.session, end=TAIL), args, out)
         raw = connection.tty and os.isatty(0) and not out.json
         return watch(engine, job, connection, args, out, raw=raw, feed=raw)
 
@@ -134,15 +146,29 @@ def logs(args: Namespace, out: Output) -> int:
         view = View(out, args.session)
         for event in engine.follow(job.id, args.session, live=args.follow):
             view.show(event)
+        if args.follow:
+            _follow_on(engine, job, view, args, out)
     return 0
+
+
+def _follow_on(engine: Engine, job: Job, view: View, args: Namespace, out: Output) -> None:
+    """The log's end wasn't the session's: a pause, whether it failed or not, or the job's end."""
+    losses = _Losses(view)
+    while view.ending is None and (connection := _again(engine, job, view, args, out)):
+        with connection:
+            for event in connection.events():
+                view.show(event)
+        losses.check()
+    for event in engine.follow(job.id, view.session, offset=view.end, live=False):
+        view.show(event)
 
 
 def stay(engine: Engine, job: Job, args: Namespace, out: Output) -> int:
     """Stay with a job's own command from the first byte of its output; one that has ended by now is read from disk."""
-    try:
-        connection = engine.attach(job.id, offset=0)
-    except (WrongState, NotFound):
-        return _finish(engine, job, View(out, 0))
+    view = View(out, 0)
+    connection = _again(engine, job, view, args, out)
+    if connection is None:
+        return _finish(engine, job, view)
     return watch(engine, job, connection, args, out, raw=job.spec.tty, feed=job.spec.tty)
 
 
@@ -150,16 +176,55 @@ def watch(
     engine: Engine, job: Job, connection: Connection, args: Namespace, out: Output, *, raw: bool, feed: bool
 ) -> int:
     """Stay with a session to its end; the exit status is the session's. Raises what is the matter if it has none."""
-    wishes = Wishes(raw=raw, input=feed, keys=args.detach_keys, remark=out.note)
-    view = View(out, connection.session)
-    with connection:
-        ending = relay(connection, view.show, wishes)
-    if isinstance(ending, Detached):
-        return _left(job, view.session, ending, out)
-    if isinstance(ending, Lost):
-        return _finish(engine, job, view)
-    view.show(ending)
-    return status(ending)
+    view = View(out, connection.session, end=connection.offset)
+    relay = Relay(view.show, Wishes(raw=raw, input=feed, keys=args.detach_keys, remark=out.note))
+    losses = _Losses(view)
+    again: Connection | None = connection
+    while again is not None:
+        with again:
+            ending = relay.run(again)
+        if isinstance(ending, Detached):
+            return _left(job, view.session, ending, out)
+        if not isinstance(ending, Lost):
+            view.show(ending)
+            return status(ending)
+        losses.check()
+        again = _again(engine, job, view, args, out)
+    return _finish(engine, job, view)
+
+
+class _Losses:
+    """Counts the connections that were lost without a word, so that an init that hangs up at once is given up."""
+
+    def __init__(self, view: View) -> None:
+        self._view, self._end, self._count = view, view.end, 0
+
+    def check(self) -> None:
+        self._count = self._count + 1 if self._view.end == self._end else 0
+        self._end = self._view.end
+        if self._count > LOSSES_MAX:
+            raise WrongState("the job's init hangs up again and again")
+
+
+def _again(engine: Engine, job: Job, view: View, args: Namespace, out: Output) -> Connection | None:
+    """Attached to what goes on behind the view; None when the session has ended. Raises Paused."""
+    try:
+        return _attached(engine, job, view, args, out)
+    except Paused:
+        raise
+    except (NotFound, WrongState):
+        return None
+
+
+def _attached(engine: Engine, job: Job, view: View, args: Namespace, out: Output) -> Connection:
+    """Attached at what was shown last, after a resume if that is to be waited for."""
+    try:
+        return engine.attach(job.id, view.session, offset=view.end)
+    except Paused as paused:
+        if not args.wait:
+            raise
+        out.note(f"{paused}; waiting for its resume, ctrl-c leaves")
+    return engine.attach(job.id, view.session, offset=view.end, wait=True)
 
 
 def _left(job: Job, session: int, ending: Detached, out: Output) -> int:
@@ -178,13 +243,11 @@ def _finish(engine: Engine, job: Job, view: View) -> int:
     ended = known.get(view.session)
     if ended is not None:
         return ended
-    raise _unfinished(engine.job(job.id))
+    raise _unfinished(engine.job(job.id), view.session)
 
 
-def _unfinished(job: Job) -> SeracError:
-    if job.state in (JobState.PAUSING, JobState.PAUSED):
-        return WrongState(f"job {job.name} was paused before the command ended", hint=f"serac resume {job.name}")
-    if job.state in LIVE:
-        return WrongState(f"the connection to job {job.name} was lost, it goes on", hint=f"serac attach {job.name}")
+def _unfinished(job: Job, session: int) -> SeracError:
     hint = f"serac show {job.name}"
+    if job.state in (JobState.PAUSED, *LIVE):
+        return WrongState(f"session {session} of job {job.name} ended with a pause, it didn't come back", hint=hint)
     return WrongState(f"job {job.name} has {job.state}, the command was killed with it", hint=hint)

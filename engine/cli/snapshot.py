@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from engine.cli import text
+from engine.cli import text, values
 from engine.cli.opening import open_engine
 from engine.cli.output import Output
 from engine.cli.parser import Verbs
@@ -16,9 +16,18 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     family = verbs.family(
-        "snapshot", "list, show, pin and remove snapshots",
-        examples="serac snapshot ls --job build\nserac snapshot show 4f0c2a91\nserac resume 4f0c2a91 --as second-try",
+        "snapshot", "take, list, show, pin and remove snapshots",
+        examples="serac snapshot take build\nserac snapshot ls --job build\n"
+        "serac snapshot show 4f0c2a91\nserac resume 4f0c2a91 --as second-try",
     )  # fmt: skip
+    taken = family.add(
+        "take", take, "make a snapshot of a job that runs on",
+        more="It has the job's processes; the job stands still for a moment and stacks a new layer on what was sealed.",
+        examples="serac snapshot take build --label mr=42",
+    )  # fmt: skip
+    taken.add_argument("job", metavar="JOB", help="its name or id")
+    taken.add_argument("--label", metavar="K=V", type=values.variable, action="append", help="label the snapshot")
+    taken.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
     listed = family.add("ls", ls, "list the snapshots", examples="serac snapshot ls --job build")
     listed.add_argument("--job", metavar="J", help="only this job's")
     listed.add_argument("-q", "--quiet", action="store_true", help="print ids only")
@@ -37,6 +46,15 @@ def add(verbs: Verbs) -> None:
         more="One that a paused job needs for its resume is refused.", examples="serac snapshot rm 4f0c2a91",
     )  # fmt: skip
     removed.add_argument("snapshots", metavar="SNAP", nargs="+", help="its id")
+
+
+def take(args: Namespace, out: Output) -> int:
+    state = {} if args.state is None else {"state": args.state}
+    with open_engine(args) as engine:
+        result = engine.snapshot_take(args.job, labels=dict(args.label or ()), **state)
+    stopped = result.timings["stopped"]
+    out.value(result, f"took snapshot {result.snapshot} of {args.job}, which stood still for {stopped:.0f} ms")
+    return 0
 
 
 def ls(args: Namespace, out: Output) -> int:
@@ -65,6 +83,7 @@ def show(args: Namespace, out: Output) -> int:
         "mode": f"{snapshot.mode} ({snapshot.reason})" if snapshot.reason else snapshot.mode,
         "base": f"{snapshot.spec.base} ({snapshot.base[:12]})",
         "layers": "\n".join(snapshot.layers),
+        "memory": text.size(snapshot.image.memory) if snapshot.image is not None else "",
         "sessions": "\n".join(map(_session, snapshot.context.sessions)),
         "state": text.json(snapshot.context.state) if snapshot.context.state is not None else "",
         "labels": text.pairs(snapshot.labels),

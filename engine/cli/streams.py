@@ -18,12 +18,12 @@ STREAMS = {1: "stdout", 2: "stderr"}
 
 
 class View:
-    """What was shown of one session. ``end`` is the offset to go on from."""
+    """What was shown of one session. ``end`` is the offset to go on from, at first where to begin."""
 
-    def __init__(self, out: Output, session: int) -> None:
+    def __init__(self, out: Output, session: int, *, end: int = 0) -> None:
         self._out = out
         self.session = session
-        self.end = 0
+        self.end = end
         self.ending: Exit | None = None
 
     def show(self, event: Event) -> None:

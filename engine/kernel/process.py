@@ -94,3 +94,13 @@ def _directory(name: str, below: int | None, stack: contextlib.ExitStack, flags:
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | flags, dir_fd=below)
     stack.callback(os.close, fd)
     return fd
+
+
+def foreign_sockets(pid: int) -> frozenset[int]:
+    """Inodes of the unix sockets of a process, which has no others, that are of another network namespace: one that is
+    accepted is of the namespace of who connected."""
+    fds = f"/proc/{pid}/fd"
+    links = [os.readlink(f"{fds}/{number}") for number in os.listdir(fds)]
+    held = {int(link[8:-1]) for link in links if link.startswith("socket:[")}
+    with open(f"/proc/{pid}/net/unix", "rb") as table:
+        return frozenset(held - {int(line.split()[6]) for line in table.readlines()[1:]})

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
 from typing import NamedTuple
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 _STATUS = re.compile(
-    rb"^(Name|State|PPid|TracerPid|Uid|Gid|NSpid|NSsid|VmPin|RssAnon|RssShmem|Threads):\t(.*)$", re.MULTILINE
+    rb"^(Name|State|PPid|TracerPid|Uid|Gid|NSpid|NSsid|RssAnon|RssShmem|Threads):\t(.*)$", re.MULTILINE
 )
 
 
@@ -70,6 +70,23 @@ def mount_ids(pid: int) -> frozenset[int]:
     return frozenset(int(line.split(b" ", 1)[0]) for line in lines)
 
 
+def threads(pid: int) -> list[int]:
+    return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+
+
+def program(pid: int) -> str:
+    """What the process executes, such as ``/bin/sh``; empty for a zombie."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except FileNotFoundError:
+        return ""
+
+
+def timers(pid: int) -> bytes:
+    """The process's POSIX timers, five lines for each (CONFIG_CHECKPOINT_RESTORE)."""
+    return read(f"/proc/{pid}/timers")
+
+
 class InetSocket(NamedTuple):
     """A line of /proc/PID/net/tcp and its like."""
 
@@ -77,35 +94,59 @@ class InetSocket(NamedTuple):
     """``tcp``, ``tcp6``, ``udp`` ..."""
     local: bytes
     """address, 4 or 16 bytes in network order"""
+    local_port: int
     remote: bytes
+    remote_port: int
     state: int
     """as in the kernel's tcp_states.h"""
+    unsent: int
+    """bytes in its send queue"""
     unread: int
     """bytes in its receive queue; of a listening socket, the connections that wait to be accepted"""
     inode: int
-    """0: no descriptor leads to it yet"""
+    """0: no descriptor leads to it"""
 
 
-def inet_sockets(pid: int, tables: Sequence[str]) -> Iterator[InetSocket]:
-    """The sockets in the network namespace of a process."""
-    for table in tables:
-        for line in read(f"/proc/{pid}/net/{table}").splitlines()[1:]:
-            fields = line.split()
-            local, remote = (_address(field) for field in fields[1:3])
-            yield InetSocket(
-                table, local, remote, int(fields[3], 16), int(fields[4].split(b":")[1], 16), int(fields[9])
-            )
+def inet_sockets(pid: int, table: str) -> list[InetSocket]:
+    """The sockets in the network namespace of a process; a kernel without such sockets has none."""
+    return [_inet_socket(table, line.split()) for line in _lines(pid, table)]
 
 
-def _address(field: bytes) -> bytes:
-    """The kernel prints addresses as 32-bit numbers in the machine's own order."""
-    text = field.split(b":")[0]
+def _inet_socket(table: str, fields: list[bytes]) -> InetSocket:
+    unsent, unread = (int(field, 16) for field in fields[4].split(b":"))
+    return InetSocket(
+        table, *_address(fields[1]), *_address(fields[2]), int(fields[3], 16), unsent, unread, int(fields[9])
+    )
+
+
+def _address(field: bytes) -> tuple[bytes, int]:
+    """Address and port; the kernel prints addresses as 32-bit numbers in the machine's own order."""
+    text, _, port = field.partition(b":")
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
-    return b"".join(word.to_bytes(4, "little") for word in words)
+    return b"".join(word.to_bytes(4, sys.byteorder) for word in words), int(port, 16)
 
 
-def foreign_sockets(pid: int) -> frozenset[int]:
-    """Inodes of the unix sockets of a process, which has no others, that are of another network namespace: a socket
-    that is accepted is of the namespace of who connected."""
-    held = {int(link[8:-1]) for link in descriptors(pid).values() if link.startswith("socket:[")}
-    return frozenset(held - {int(line.split()[6]) for line in read(f"/proc/{pid}/net/unix").splitlines()[1:]})
+def unread(pid: int, table: str) -> dict[int, int]:
+    """Inode -> bytes to read, of the ``netlink`` or ``packet`` sockets in the network namespace of a process."""
+    return {
+        int(fields[-1]): int(fields[4 if table == "netlink" else 6]) for fields in map(bytes.split, _lines(pid, table))
+    }
+
+
+def groups(pid: int) -> frozenset[bytes]:
+    """The multicast groups, 4 or 16 bytes, that are joined in the network namespace of a process."""
+    found = {_address(fields[0])[0] for fields in map(bytes.split, _lines(pid, "igmp")) if len(fields[0]) == 8}
+    found |= {bytes.fromhex(fields[2].decode()) for fields in map(bytes.split, _rows(pid, "igmp6"))}
+    return frozenset(found)
+
+
+def _lines(pid: int, table: str) -> list[bytes]:
+    """Of /proc/PID/net/TABLE, without its heading."""
+    return _rows(pid, table)[1:]
+
+
+def _rows(pid: int, table: str) -> list[bytes]:
+    try:
+        return read(f"/proc/{pid}/net/{table}").splitlines()
+    except FileNotFoundError:
+        return []

@@ -25,7 +25,7 @@ import msgspec
 
 from engine import cgroup, layers, session, store
 from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
-from engine.kernel import process, procfs
+from engine.kernel import process
 from engine.kernel.filesystem import syncfs
 from engine.lifecycle import dump, processes, sessions
 from engine.lifecycle.root import Root, now, require
@@ -103,7 +103,7 @@ def _still(root: Root, job: Job) -> None:
         with processes.connected(root, job.id) as connection:
             connection.quiesce()
         cgroup.freeze(group, timeout=root.timeout)
-        if not procfs.foreign_sockets(processes.recall(root, job).pid):
+        if not process.foreign_sockets(processes.recall(root, job).pid):
             return
     raise Busy(f"clients keep coming to job {job.name}")
 

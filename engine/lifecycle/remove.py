@@ -9,11 +9,13 @@ Other snapshots that came from the job stay, and so do the layers that they or f
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from engine import layers
-from engine.errors import InUse
+from engine.errors import Busy, InUse
 from engine.lifecycle import processes
 from engine.lifecycle.root import Root, require
-from engine.model import ENDED, Job, JobState
+from engine.model import ENDED, Job, JobState, Snapshot
 from engine.steps import step
 from engine.store import remove_tree
 
@@ -22,8 +24,12 @@ def remove(root: Root, job: Job, *, force: bool) -> None:
     if not force:
         require(job, JobState.PAUSED, *ENDED, verb="remove", hint="`serac stop JOB` first, or --force")
     root.give_way()
-    with root.intent(f"rm-{job.id}"):
-        erase(root, job)
+    with root.intent(f"rm-{job.id}") as intent:
+        try:
+            erase(root, job)
+        except Busy:
+            intent.undone()
+            raise
 
 
 def erase(root: Root, job: Job) -> None:
@@ -33,49 +39,72 @@ def erase(root: Root, job: Job) -> None:
     with step("remove.release", job=job.id):
         processes.take_down(root, job)
     with step("remove.bytes", job=job.id):
-        for layer in gone:
-            remove_tree(root.layer(layer))
+        gone.remove(root)
         remove_tree(root.jobs / job.id)
 
 
-def _forget(root: Root, job: Job) -> list[str]:
-    """The rows go; the ids of the layers that went with them."""
+class Gone(NamedTuple):
+    """What no row speaks of any more: ids of layers, and of layers that stay but whose process image goes."""
+
+    layers: list[str]
+    images: list[str]
+
+    def remove(self, root: Root) -> None:
+        for layer in self.images:
+            layers.drop_image(root.layer(layer))
+        for layer in self.layers:
+            remove_tree(root.layer(layer))
+
+
+def _forget(root: Root, job: Job) -> Gone:
+    """The rows go."""
+    images = []
     with root.catalog.transaction(durable=True) as transaction:
         transaction.remove_job(job.id)
         for snapshot in root.catalog.snapshots() if job.state in (JobState.PAUSED, JobState.RESUMING) else ():
             if snapshot.id == job.snapshot and snapshot.job == job.id and not snapshot.pinned:
+                _refuse_forked(root, snapshot.id)
                 transaction.remove_snapshot(snapshot.id)
+                images.append(snapshot.layers[-1])
         known = {layer.id for layer in root.catalog.layers()}
         gone = _unreferenced(root)
         for layer in gone:
             transaction.remove_layer(layer)
     # The upper of a job that failed before its rows were written has no row.
-    return gone if job.upper is None or job.upper in known else [*gone, job.upper]
+    return Gone(gone if job.upper is None or job.upper in known else [*gone, job.upper], images)
 
 
 def remove_snapshot(root: Root, ref: str) -> None:
-    """Remove a snapshot; its layers stay while a chain needs them. Raises InUse for what a job is paused to."""
+    """Remove a snapshot; its layers stay while a chain needs them. Raises InUse for what a job is paused to, Busy while
+    a job is made from it."""
     snapshot = root.catalog.snapshot(ref)
     root.give_way()
     with root.intent(f"rm-{snapshot.id}") as intent:
         try:
-            gone = _forget_snapshot(root, snapshot.id)
-        except InUse:
+            gone = _forget_snapshot(root, snapshot)
+        except (InUse, Busy):
             intent.undone()
             raise
-        for layer in gone:
-            remove_tree(root.layer(layer))
+        gone.remove(root)
 
 
-def _forget_snapshot(root: Root, snapshot_id: str) -> list[str]:
-    """Its row goes; the ids of the layers whose rows went with it."""
+def _forget_snapshot(root: Root, snapshot: Snapshot) -> Gone:
+    """Its row goes, and the rows of the layers that nothing else needs."""
     with root.catalog.transaction(durable=True) as transaction:
-        _refuse_used(root, snapshot_id)
-        transaction.remove_snapshot(snapshot_id)
+        _refuse_used(root, snapshot.id)
+        _refuse_forked(root, snapshot.id)
+        transaction.remove_snapshot(snapshot.id)
         gone = _unreferenced(root)
         for layer in gone:
             transaction.remove_layer(layer)
-    return gone
+    return Gone(gone, [snapshot.layers[-1]])
+
+
+def _refuse_forked(root: Root, snapshot_id: str) -> None:
+    """A fork that is being made reads the process image."""
+    for job in root.catalog.jobs_in(JobState.CREATED):
+        if job.forked_from == snapshot_id:
+            raise Busy(f"snapshot {snapshot_id} is being forked", hint="try again when the fork runs")
 
 
 def _refuse_used(root: Root, snapshot_id: str) -> None:

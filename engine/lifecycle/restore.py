@@ -66,19 +66,6 @@ def _view(view: ViewSpec) -> ViewSpec:
     return msgspec.structs.replace(view, binds=(("io", "/run/io"),), shm=SHM)
 
 
-def new_generation(root: Root, job: Job) -> str:
-    """Give the job's processes a sign that they have been brought back, or copied: a new id in
-    ``/run/serac/generation``. The job can put anything in its place."""
-    generation, file = store.new_id(), root.io(job.id) / "generation"
-    try:
-        if file.is_dir() and not file.is_symlink():
-            store.remove_tree(file)
-        store.write_aside(file, f"{generation}\n".encode(), mode=0o644)
-    except OSError as error:
-        raise from_os(error, "write generation") from error
-    return generation
-
-
 def copy_logs(root: Root, job: Job, snapshot: Snapshot) -> None:
     """Give a fork what its sessions had in the io directory, as it was at the cut."""
     assert snapshot.image is not None

@@ -29,7 +29,7 @@ import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import processes, restore, sessions
+from engine.lifecycle import processes, restore, sessions, wake
 from engine.lifecycle.root import Root, now, require
 from engine.model import Context, Job, JobState, Layer, Mode, ResumeResult, SessionSpec, Snapshot, Strategy
 from engine.steps import record, step
@@ -38,9 +38,12 @@ ENDED_KEPT = 64
 """ended sessions whose files a job keeps, as init does"""
 
 
-def resume(root: Root, job: Job, *, mode: Mode, workdir: str | None, keep_tcp: bool) -> ResumeResult:
+def resume(
+    root: Root, job: Job, *, mode: Mode = "auto", workdir: str | None = None, keep_tcp: bool = False, keep: bool = False
+) -> ResumeResult:
     """``mode``: ``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is.
-    ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere."""
+    ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere.
+    ``keep``: the snapshot stays."""
     if mode not in get_args(Mode):
         raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
     require(job, JobState.PAUSED, verb="resume")
@@ -50,11 +53,13 @@ def resume(root: Root, job: Job, *, mode: Mode, workdir: str | None, keep_tcp: b
         sessions.check_workdir(workdir)
         if back:
             raise InvalidInput("processes that come back are where they were", hint="--mode filesystem starts anew")
+    generation = untold = None
     with record() as timings, root.intent(f"resume-{job.id}") as intent:
         try:
             with step("resume.plan", job=job.id):
-                resuming, strategy = _prepare(root, job, snapshot, clear=not back)
+                resuming, strategy = _prepare(root, job, snapshot, clear=not back, keep=keep)
             if back:
+                generation = wake.new_generation(root, resuming)
                 running = _restore(root, resuming, snapshot, keep_tcp=keep_tcp)
             else:
                 processes.bring_up(root, resuming, verb="resume")
@@ -65,12 +70,16 @@ def resume(root: Root, job: Job, *, mode: Mode, workdir: str | None, keep_tcp: b
                 intent.undone()
             raise
         missing = finish(root, running)
+        if generation is not None:
+            untold = wake.tell(root, running, generation)
     return ResumeResult(
         job=job.id,
         snapshot=snapshot.id,
         strategy=strategy,
         mode="process" if back else "filesystem",
         missing=missing,
+        generation=generation,
+        untold=untold,
         timings=timings,
     )
 
@@ -90,7 +99,6 @@ def with_processes(root: Root, snapshot: Snapshot, mode: Mode) -> bool:
 def _restore(root: Root, resuming: Job, snapshot: Snapshot, *, keep_tcp: bool) -> Job:
     """Steps 2 and 3, and the first of 4: the processes go."""
     assert snapshot.image is not None
-    restore.new_generation(root, resuming)
     with (
         restore.restored(root, resuming, snapshot, keep_tcp=keep_tcp, verb="resume"),
         step("resume.commit", job=resuming.id),
@@ -98,12 +106,12 @@ def _restore(root: Root, resuming: Job, snapshot: Snapshot, *, keep_tcp: bool) -
         return _commit(root, resuming, msgspec.structs.replace(snapshot, context=Context()), None)
 
 
-def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool) -> tuple[Job, Strategy]:
+def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool, keep: bool) -> tuple[Job, Strategy]:
     """Step 1; the job as it is while it is resumed. ``clear``: for a new init."""
     if clear:
         _clear_io(root, job, snapshot)
     with root.catalog.transaction() as transaction:
-        if _strategy(root, job, snapshot) == "reuse":
+        if not keep and _strategy(root, job, snapshot) == "reuse":
             upper, chain = snapshot.layers[-1], snapshot.layers[:-1]
             resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=chain)
             transaction.put_job(resuming)

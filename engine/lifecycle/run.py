@@ -20,7 +20,7 @@ import msgspec
 
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
-from engine.lifecycle import mounting, processes, remove, restore, resume, sessions
+from engine.lifecycle import mounting, processes, remove, restore, resume, sessions, wake
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
@@ -62,21 +62,32 @@ def fork(
             _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id
         )
         missing: dict[int, str] = {}
+        generation = untold = None
         if back:
-            job = _bring_back(root, job, snapshot, keep_tcp=keep_tcp)
+            job, generation = _bring_back(root, job, snapshot, keep_tcp=keep_tcp)
+            untold = wake.tell(root, job, generation)
         else:
             first = sessions.renamed(snapshot.context, job.name, env).sessions
             job, missing = _begin(root, job, list(first))
-    mode = "process" if back else "filesystem"
-    return ForkResult(job=job.id, name=job.name, snapshot=snapshot.id, mode=mode, missing=missing, timings=timings)
+    return ForkResult(
+        job=job.id,
+        name=job.name,
+        snapshot=snapshot.id,
+        mode="process" if back else "filesystem",
+        missing=missing,
+        generation=generation,
+        untold=untold,
+        timings=timings,
+    )
 
 
-def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool) -> Job:
+def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool) -> tuple[Job, str]:
+    """The job that goes on as a copy, and its generation."""
     with _made(root, job) as made:
         restore.copy_logs(root, made, snapshot)
-        restore.new_generation(root, made)
+        generation = wake.new_generation(root, made)
         with restore.restored(root, made, snapshot, keep_tcp=keep_tcp, verb="run"), step("run.commit", job=job.id):
-            return root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now()))
+            return root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now())), generation
 
 
 def check(spec: JobSpec) -> None:
@@ -86,6 +97,7 @@ def check(spec: JobSpec) -> None:
     if spec.argv and spec.steps:
         raise InvalidInput("a job has a command or steps, not both")
     sessions.check_workdir(spec.workdir)
+    wake.check(spec)
     sessions.check_annotations(spec.labels, spec.state)
     names = [entry.name for entry in spec.steps]
     if len(set(names)) != len(names):
@@ -116,6 +128,7 @@ def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
 def _begin(root: Root, job: Job, first: list[SessionSpec]) -> tuple[Job, dict[int, str]]:
     with _made(root, job) as made:
         processes.bring_up(root, made, verb="run")
+        wake.new_generation(root, made)
         missing = processes.start(root, made, first, verb="run")
         with step("run.commit", job=job.id):
             return root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now())), missing

@@ -39,11 +39,13 @@ from engine.session.protocol import (
     Message,
     Type,
     closing,
+    decode_records,
     decode_status,
     encode_records,
     encode_spec,
     error_text,
     event,
+    number,
 )
 
 START = 0
@@ -52,6 +54,9 @@ LIVE = (1 << 64) - 1
 """only what comes"""
 TAIL = (1 << 64) - 2
 """the last 64 KiB"""
+
+INPUT_MAX = 4 * MESSAGE_MAX + CHUNK_MAX
+"""bytes of input that were sent and not taken yet, at most: the kernel doubles the room that is asked for"""
 
 SO_SNDBUFFORCE = 32
 """asm-generic/socket.h; the socket module doesn't have it"""
@@ -106,7 +111,9 @@ def _reach(sock: socket.socket, path: Path, timeout: float) -> None:
 class Connection:
     """A connection to init: control, until ``start(attach=True)`` or ``attach`` make it a view of one session.
 
-    ``session`` and ``tty`` say which, and whether it has a terminal. Not for several threads at once.
+    ``session`` and ``tty`` say which, and whether it has a terminal; ``offset`` is where in its log the view begins;
+    ``taken`` how many bytes of input it had taken before, from all who fed it, None when it can't be fed through a
+    pipe. Not for several threads at once.
     """
 
     def __init__(self, sock: socket.socket, io: Path, timeout: float) -> None:
@@ -115,6 +122,8 @@ class Connection:
         self._timeout = timeout
         self.session = -1
         self.tty = False
+        self.offset = 0
+        self.taken: int | None = None
 
     def start(
         self,
@@ -137,10 +146,14 @@ class Connection:
             raise _start_error(refusal, spec) from refusal
         if attach:
             self.session, self.tty = reply.session, spec.tty is not None
+            self.taken = 0 if stdin and not self.tty else None
         return decode_status(reply.payload + b"running=1\0", reply.session)
 
     def attach(self, session: int, *, offset: int = START) -> SessionStatus:
-        """View a session's output from ``offset`` of its log on, or START, LIVE or TAIL. Raises NotFound."""
+        """View a session's output from ``offset`` of its log on, or START, LIVE or TAIL. Raises NotFound.
+
+        A pause closes the connection without an Exit; a new one that begins at the ``end`` of the last event misses
+        nothing and has nothing twice. Who fed the session goes on with `feed`."""
         self._send(Message(type=Type.ATTACH, session=session, offset=offset))
         try:
             reply = self._reply(Type.ATTACHED)
@@ -150,6 +163,8 @@ class Connection:
             raise _error(refusal) from refusal
         spec = files.spec(self._io, session)
         self.session, self.tty = session, spec is not None and spec.tty is not None
+        self.offset = reply.offset
+        self.taken = _taken(reply.payload)
         return decode_status(reply.payload, session)
 
     def events(self) -> Iterator[Event]:
@@ -171,10 +186,19 @@ class Connection:
             raise ProtocolError("init sent the output of another session")
         return event(message)
 
-    def send(self, data: bytes) -> None:
-        """Input for the session; blocks while it takes none. What an ended session doesn't read is dropped."""
+    def send(self, data: bytes) -> int:
+        """Input for the session; blocks while it takes none. What an ended session doesn't read is dropped.
+
+        How much was sent: less than all when the connection is lost. Of that a pipe may not take all before a pause,
+        a terminal does, unless it is full."""
         for at in range(0, len(data), CHUNK_MAX):
-            self._post(Message(type=Type.INPUT, payload=data[at : at + CHUNK_MAX]))
+            if not self._post(Message(type=Type.INPUT, payload=data[at : at + CHUNK_MAX])):
+                return at
+        return len(data)
+
+    def feed(self) -> None:
+        """Be who feeds the session from now on: its input ends with this connection."""
+        self._post(Message(type=Type.INPUT))
 
     def close_input(self) -> None:
         """The session's standard input is at its end."""
@@ -208,8 +232,11 @@ class Connection:
         self._request(Message(type=Type.ANSWER, payload=encode_records(records)), Type.OK)
 
     def quiesce(self) -> None:
-        """Close every connection to init but those of processes that wait for an answer, this one last."""
+        """Close every connection to init but those of processes that wait for an answer, this one last. Sessions with
+        lent files have ended then, and no process of the job holds what a client brought along."""
         self._request(Message(type=Type.QUIESCE), Type.OK)
+        while self._receive() is not None:
+            pass
         self.close()
 
     def fileno(self) -> int:
@@ -289,15 +316,21 @@ class Connection:
                 return  # what it sent before it closed says more
             raise from_os(error, "tell the job's init") from error
 
-    def _post(self, message: Message) -> None:
-        """Send without a limit of time; what a session that ended doesn't take is no error: its Exit comes."""
+    def _post(self, message: Message) -> bool:
+        """Send without a limit of time. False when nobody hears any more: its Exit comes, or the connection's end."""
         self._socket.settimeout(None)
         try:
             self._socket.send(message.encode())
         except (BrokenPipeError, ConnectionResetError):
-            return
+            return False
         except OSError as error:
             raise from_os(error, "tell the job's init") from error
+        return True
+
+
+def _taken(payload: bytes) -> int | None:
+    taken = dict(decode_records(payload)).get("taken")
+    return None if taken is None else number(taken)
 
 
 class _Refused(Exception):

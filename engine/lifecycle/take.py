@@ -1,0 +1,32 @@
+"""take: a snapshot of a job that runs on.
+
+It is a pause with the processes and a resume that stacks a new layer on what was sealed, so that the snapshot stays.
+The job notices that time has passed, and that its generation is another.
+
+Killed before the pause's commit the job runs on without a snapshot; after it the job is paused to the snapshot, and a
+resume goes on. The same holds for a take that fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from engine.lifecycle import pause, resume
+from engine.lifecycle.root import Root, require
+from engine.model import Job, JobState, TakeResult
+
+
+def take(root: Root, job: Job, *, labels: Mapping[str, str], state: Any | msgspec.UnsetType) -> TakeResult:
+    require(job, JobState.RUNNING, verb="take a snapshot of")
+    began = time.perf_counter()
+    paused = pause.pause(root, job, mode="process", labels=labels, state=state)
+    resumed = resume.resume(root, root.catalog.job_with(job.id), mode="process", keep_tcp=True, keep=True)
+    stopped = round((time.perf_counter() - began) * 1000, 3)
+    timings = {**paused.timings, **resumed.timings, "stopped": stopped}
+    return TakeResult(
+        job=job.id, snapshot=paused.snapshot, generation=resumed.generation, timings=timings, sizes=paused.sizes
+    )
