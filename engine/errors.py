@@ -18,6 +18,8 @@ class SeracError(Exception):
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 219
     default_hint: ClassVar[str] = "run `serac doctor`"
+    reason: str | None = None
+    """of a checkpoint or restore that can't be: a key of the README's table"""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -129,25 +131,22 @@ class CommandNotExecutable(SeracError):
     code, status, default_hint = "command-not-executable", 126, "is it executable, and for this machine?"
 
 
-class CannotCheckpoint(SeracError):
-    """The job's processes can't be written to disk now; the job runs on. ``reason`` is for programs, such as
-    ``io-uring``; the README has a table of them."""
+class _Obstructed(SeracError):
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason: str = reason
+
+
+class CannotCheckpoint(_Obstructed):
+    """The job's processes can't be written to disk now; the job runs on."""
 
     code, status, default_hint = "cannot-checkpoint", 217, "use --mode filesystem or auto"
 
-    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
-        self.reason = reason
-        super().__init__(message, hint=hint)
 
-
-class CannotRestore(SeracError):
-    """The processes of a snapshot can't be brought back here or now; the snapshot stays. ``reason`` is for programs."""
+class CannotRestore(_Obstructed):
+    """The processes of a snapshot can't be brought back here or now; the snapshot stays."""
 
     code, status, default_hint = "cannot-restore", 218, "--mode filesystem starts it again from its files"
-
-    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
-        self.reason = reason
-        super().__init__(message, hint=hint)
 
 
 def from_os(error: OSError, doing: str) -> SeracError:

@@ -5,7 +5,7 @@ This room knows criu and /proc; how criu is started, and what else belongs to a 
 
 from engine.checkpoint.explain import explain
 from engine.checkpoint.hostfacts import host_facts, judge_restore
-from engine.checkpoint.obstacles import Obstacle
+from engine.checkpoint.obstacles import REASONS, Obstacle
 from engine.checkpoint.options import dump_options, restore_options
 from engine.checkpoint.preflight import Seen, judge, look
 from engine.checkpoint.rpc import DUMP, RESTORE, Conversation, CriuGone, Refused, settle
@@ -13,6 +13,7 @@ from engine.checkpoint.stats import dump_times, restore_times
 
 __all__ = [
     "DUMP",
+    "REASONS",
     "RESTORE",
     "Conversation",
     "CriuGone",

@@ -19,16 +19,20 @@ _TELLING: tuple[tuple[str, str], ...] = (
     ("unix-in-flight", r"in-flight socket|In-flight connection on|Control messages in queue|2nd SCM_RIGHTS|1 SCM is"),
     (
         "outside-socket",
-        r"External socket is used|unreachable peer|Unix socket \d+ without peer|Dangling connection"
-        r"|half of stream unix|name-less external|socket from an external network",
+        (
+            r"External socket is used|unreachable peer|Unix socket \d+ without peer|Dangling connection"
+            r"|half of stream unix|name-less external|socket from an external network"
+        ),
     ),
     ("terminal", r"ctty inheritance|dangling tty|Found slave peer|queued data overflow"),
     ("unread-datagrams", r"netlink: The socket has data|corked dgram"),
     ("mptcp", r"Unsupported proto 262|multipathtcp"),
     (
         "socket",
-        r"Unsupported proto|Only stream, dgram and raw|Unknown socket collected|Unknown inet socket"
-        r"|are not collected|Unknown pair family|more than 32 groups|but not to portid|Unsupported socket",
+        (
+            r"Unsupported proto|Only stream, dgram and raw|Unknown socket collected|Unknown inet socket"
+            r"|are not collected|Unknown pair family|more than 32 groups|but not to portid|Unsupported socket"
+        ),
     ),
     ("device", r"Can't dump file .*\((chr|blk) "),
     ("descriptor", r"Can't dump file \d+ of that type|PIDFD_THREAD|not a part of process tree"),

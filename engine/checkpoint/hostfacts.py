@@ -42,7 +42,7 @@ def _cpu() -> tuple[str, ...]:
 
 
 def relevant(flags: str) -> tuple[str, ...]:
-    """Of a line of /proc/cpuinfo what programs can come to rely on, sorted. Other machines than x86 list nothing else."""
+    """Of a line of /proc/cpuinfo what programs can come to rely on, sorted: all of it on other machines than x86."""
     found = set(flags.split())
     return tuple(sorted(flag for flag in found if "fpu" not in found or _INSTRUCTIONS.fullmatch(flag)))
 

@@ -54,10 +54,6 @@ PREFLIGHT = {
     "thread-timer": Reason(what="has a timer that signals one thread (SIGEV_THREAD)", remedy="use a timerfd"),
     "traced": Reason(what="is being traced", remedy="end strace or the debugger"),
     "userfaultfd": Reason(what="handles page faults itself (userfaultfd)", remedy=_DENY),
-}
-"""what only the preflight sees: criu would take it and lose it, or stumble over it late"""
-
-BOTH = {
     "bpf": Reason(what="holds a BPF map or program", remedy=_DENY),
     "descriptor": Reason(what="holds a descriptor of a kind that criu doesn't know", remedy=_CLOSE),
     "io-uring": Reason(what="holds an io_uring", remedy=_DENY),
@@ -80,12 +76,13 @@ BOTH = {
         what="has datagrams to read, which a checkpoint would drop", remedy=_AGAIN, passing=True
     ),
 }
-"""what the preflight sees, and criu's log tells of what it doesn't"""
+"""what the preflight sees: most of it criu would refuse too, some it would lose in silence"""
 
 LOG = {
     "address": Reason(what="has a socket whose address is taken or not of this host", remedy=_FILES),
     "changed-file": Reason(what="has a file open that isn't as it was", remedy=_FILES),
     "criu-failed": Reason(what="can't be carried by criu", remedy="use --mode filesystem"),
+    "criu-killed": Reason(what="lost its criu, which was killed or has crashed", remedy="try again"),
     "damaged-image": Reason(what="has an image that criu can't read", remedy=_FILES),
     "epoll": Reason(what="waits by epoll for what it has closed and another process holds", remedy=_CLOSE),
     "file-lock": Reason(what="has a file lock in common with somebody outside the job", remedy=_CLOSE),
@@ -94,9 +91,7 @@ LOG = {
     "no-memory": Reason(what="needs more memory than there is", remedy="stop other jobs, or use --mode filesystem"),
     "no-space": Reason(what="needs more disk space", remedy="free some: `serac rm`, `serac snapshot rm`"),
     "outside-socket": Reason(what="has a unix socket that leads out of the job", remedy=_CLOSE),
-    "terminal": Reason(
-        what="holds a terminal in a way that criu doesn't know", remedy=_STOP
-    ),
+    "terminal": Reason(what="holds a terminal in a way that criu doesn't know", remedy=_STOP),
     "unix-in-flight": Reason(
         what="has unix socket connections to accept, or messages that carry more than data",
         remedy=_AGAIN,
@@ -105,9 +100,10 @@ LOG = {
     "unstoppable": Reason(what="doesn't stop for criu", remedy=_AGAIN, passing=True),
     "watch": Reason(what="watches a file that is deleted (inotify, fanotify)", remedy=_CLOSE),
 }
-"""what only criu's log tells"""
+"""what criu's log tells, when a dump or a restore has failed"""
 
 RESTORE = {
+    "no-image": Reason(what="was not written: it is a snapshot of the files", remedy=_FILES),
     "cpu": Reason(what="may use what this processor hasn't", remedy=_ELSEWHERE),
     "machine": Reason(what="is of another kind of machine", remedy=_ELSEWHERE),
     "older-criu": Reason(what="was dumped by a newer criu", remedy="install that criu, or see scripts/setup"),
@@ -115,7 +111,7 @@ RESTORE = {
 }
 """what is judged before a restore, with ``no-memory`` and ``no-space``"""
 
-REASONS = {**PREFLIGHT, **BOTH, **LOG, **RESTORE}
+REASONS = {**PREFLIGHT, **LOG, **RESTORE}
 
 
 def obstacle(reason: str, detail: str) -> Obstacle:

@@ -64,9 +64,7 @@ _EVERY_HOST = (
 _ESTABLISHED, _SYN_SENT, _SYN_RECEIVED, _FIN_WAIT1, _CLOSE_WAIT, _LAST_ACK, _CLOSING = 1, 2, 3, 4, 8, 9, 11
 
 
-def judge(
-    seen: Seen, *, userns: UserNs, net: Net, capable: bool, allow: Collection[str] = ()
-) -> tuple[Obstacle, ...]:
+def judge(seen: Seen, *, userns: UserNs, net: Net, capable: bool, allow: Collection[str] = ()) -> tuple[Obstacle, ...]:
     """What stands in the way of a checkpoint; () = nothing that can be seen.
 
     ``capable``: whether serac has CAP_SYS_RESOURCE; ``allow``: as in `JobSpec`."""

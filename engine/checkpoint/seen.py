@@ -7,6 +7,7 @@ take long in large processes: what criu can't carry of them it says at once, and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from engine.kernel import kcmp, procfs, statfs
@@ -149,7 +150,7 @@ def _descriptors(pid: int) -> Iterator[Descriptor]:
 
 
 def _is_queue(path: str) -> bool:
-    return statfs.type_of(path) == _MESSAGE_QUEUES
+    return statfs.type_of(Path(path)) == _MESSAGE_QUEUES
 
 
 def _inet_sockets(pid: int, protocols: set[str]) -> Iterator[procfs.InetSocket]:

@@ -10,8 +10,8 @@ from engine.checkpoint.rpc import CriuGone, Fields, decoded
 _HEAD = struct.Struct("<III")
 """two magic numbers, then the size of the one entry"""
 
-_DUMP = {1: "criu.freezing", 2: "criu.frozen", 3: "criu.memdump", 4: "criu.memwrite"}
-_RESTORE = {3: "criu.forking", 4: "criu.restore"}
+_DUMP = {1: "criu-freezing", 2: "criu-frozen", 3: "criu-memdump", 4: "criu-memwrite"}
+_RESTORE = {3: "criu-forking", 4: "criu-restore"}
 
 
 def dump_times(images: Path) -> dict[str, float]:

@@ -100,7 +100,7 @@ class Output:
     def error(self, error: SeracError) -> None:
         if self.json and not self._broken:
             facts = {"code": error.code, "message": str(error), "hint": error.hint, "status": error.status}
-            self.document({"error": facts})
+            self.document({"error": facts if error.reason is None else {**facts, "reason": error.reason}})
             return
         label = _style("serac:", RED if self._colour_errors else None)
         print(f"{label} {printable(str(error))}\nhint: {printable(error.hint)}", file=sys.stderr, flush=True)

@@ -18,12 +18,13 @@ thawed: then it runs on as if nothing had been.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any, get_args
 
 import msgspec
 
-from engine import cgroup, layers, session, store
+from engine import cgroup, checkpoint, layers, session, store
 from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
 from engine.kernel import process
 from engine.kernel.filesystem import syncfs
@@ -32,6 +33,8 @@ from engine.lifecycle.root import Root, now, require
 from engine.model import Context, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
 
+MOMENTS = (0.005, 0.02, 0.1)
+"""seconds that a job runs on before a dump is tried again"""
 QUIET_TRIES = 8
 """how often a client may come between being sent away and the freeze"""
 
@@ -87,6 +90,19 @@ def _with_files(root: Root, job: Job, *, labels: Mapping[str, str], reason: str 
 
 
 def _with_processes(root: Root, job: Job, *, labels: Mapping[str, str]) -> Snapshot:
+    """What stands in the way for a moment only, such as a connection that is being opened, is given that moment."""
+    for moment in MOMENTS:
+        try:
+            return _once_with_processes(root, job, labels=labels)
+        except CannotCheckpoint as error:
+            if not checkpoint.REASONS[error.reason].passing:
+                raise
+        cgroup.thaw(root.group_of(job))
+        time.sleep(moment)
+    return _once_with_processes(root, job, labels=labels)
+
+
+def _once_with_processes(root: Root, job: Job, *, labels: Mapping[str, str]) -> Snapshot:
     with step("pause.freeze", job=job.id):
         _still(root, job)
     with step("pause.look", job=job.id):

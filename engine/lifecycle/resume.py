@@ -92,7 +92,7 @@ def with_processes(root: Root, snapshot: Snapshot, mode: Mode) -> bool:
         restore.check(root, snapshot.image)
         return True
     if mode == "process":
-        raise CannotRestore(f"snapshot {snapshot.id} has no processes", reason="no-process-image")
+        raise CannotRestore(f"snapshot {snapshot.id} has no processes", reason="no-image")
     return False
 
 
