@@ -18,12 +18,12 @@ class SeracError(Exception):
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 219
     default_hint: ClassVar[str] = "run `serac doctor`"
-    reason: str | None = None
-    """of a checkpoint or restore that can't be: a key of the README's table"""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, reason: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint or self.default_hint
+        self.reason = reason
+        """of a checkpoint or restore that can't be: a key of `engine.checkpoint.REASONS`"""
 
 
 class InvalidInput(SeracError):
@@ -131,19 +131,13 @@ class CommandNotExecutable(SeracError):
     code, status, default_hint = "command-not-executable", 126, "is it executable, and for this machine?"
 
 
-class _Obstructed(SeracError):
-    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.reason: str = reason
-
-
-class CannotCheckpoint(_Obstructed):
+class CannotCheckpoint(SeracError):
     """The job's processes can't be written to disk now; the job runs on."""
 
     code, status, default_hint = "cannot-checkpoint", 217, "use --mode filesystem or auto"
 
 
-class CannotRestore(_Obstructed):
+class CannotRestore(SeracError):
     """The processes of a snapshot can't be brought back here or now; the snapshot stays."""
 
     code, status, default_hint = "cannot-restore", 218, "--mode filesystem starts it again from its files"

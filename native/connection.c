@@ -77,6 +77,16 @@ void connection_wait(struct connection *connection) {
         connection->broken = true;
 }
 
+static void receive(struct connection *connection);
+
+/* What was sent to a session before the peer could know: after this nothing can be, the peer is told. */
+static void take_rest(struct connection *connection) {
+    if (!connection->view || shutdown(connection->source.fd, SHUT_RD) < 0)
+        return;
+    while (!connection->broken && !connection->stuck)
+        receive(connection);
+}
+
 static void leave_view(struct connection *connection, bool quietly) {
     struct session *session = connection->view;
     connection->view = NULL;
@@ -97,6 +107,8 @@ static void leave_view(struct connection *connection, bool quietly) {
 }
 
 void connection_close(struct connection *connection, bool quietly) {
+    if (quietly)
+        take_rest(connection);
     if (connection->starting)
         connection->starting->starter = NULL;
     question_left(connection);
@@ -219,17 +231,20 @@ static bool take(struct connection *connection, struct packet *packet, int flags
  */
 static void feed(struct connection *connection, const struct packet *packet) {
     struct session *session = connection->view;
-    if (session->input.fd >= 0 && !session->spec.terminal && !session->feeder)
+    if (session->input.fd >= 0 && !session->spec.terminal && !session->feeder) {
         session->feeder = connection;
+        if (!session->reader)
+            session->reader = connection;
+    }
     if (session->input.fd >= 0 && !session->spec.terminal && session->feeder != connection) {
         connection_fail(connection, EBUSY, "input");
         return;
     }
-    size_t left = packet->head.length - connection->fed;
+    size_t left = packet->head.length - connection->fed, took = left;
     if (session->input.fd >= 0 && left > 0)
-        connection->fed += stream_feed(session, packet->payload + connection->fed, left);
-    else
-        connection->fed = packet->head.length;
+        took = stream_feed(session, packet->payload + connection->fed, left);
+    connection->fed += took;
+    session->taken += took;
     connection->stuck = connection->fed < packet->head.length;
     if (connection->stuck)
         return;
@@ -252,7 +267,7 @@ static void attached_message(struct connection *connection, const struct packet 
         feed(connection, packet);
         return;
     case M_INPUT_END:
-        if (!session->spec.terminal && session->feeder == connection)
+        if (!session->spec.terminal && (!session->feeder || session->feeder == connection))
             stream_input_end(session);
         return;
     case M_RESIZE:

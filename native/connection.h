@@ -59,7 +59,7 @@ void connection_attach(struct connection *connection, struct session *session, u
 /* Waits for what it can go on with. */
 void connection_wait(struct connection *connection);
 
-/* Lets it go; `quietly`: what it feeds is not at its end by that. */
+/* Lets it go; `quietly`: what it feeds is not at its end by that, and takes what it has room for of what was sent. */
 void connection_close(struct connection *connection, bool quietly);
 
 /* Every connection that watches the session has something to do; its input has room again. */

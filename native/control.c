@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
 
@@ -87,7 +88,9 @@ int control_open(int listener) {
 
 static void reply_status(struct connection *connection, const struct session *session, struct message head) {
     struct writer status = {0};
-    session_status(session, &status, CHUNK_MAX);
+    session_status(session, &status, CHUNK_MAX - 32);
+    if (session->spec.input)
+        record_number(&status, "taken", (long long)session->taken);
     head.session = session->id;
     head.length = (uint32_t)status.size;
     if (status.failed)
@@ -178,6 +181,32 @@ static void signal_session(struct connection *connection, const struct packet *p
         connection_send(connection, &(struct message){.type = M_OK}, NULL);
 }
 
+/* Whether a start is under way: who asked for it is still to hear how it went. */
+static bool starting(void) {
+    for (size_t place = 0; place < session_places; place++)
+        if (session_at(place) && session_at(place)->state == STARTING && !session_at(place)->spec.lent)
+            return true;
+    return false;
+}
+
+static void close_others(void) {
+    for (size_t place = 0; place < CLIENTS_MAX; place++) {
+        struct connection *other = connection_at(place);
+        /* Who asks from inside gets the answer after the pause: that is what it waits for. */
+        if (other && other != quiescing && !(other->asking && other->inside))
+            connection_close(other, true);
+    }
+}
+
+/* Whether anything of the session still leads out of the job; if so, it is made an end of. */
+static bool leads_out(struct session *session) {
+    if (session->guests && !session->unquiet)
+        holder_quiet(session);
+    if (session->spec.lent && session->state != ENDED)
+        session_signal(session, SIGKILL);
+    return session->guests || session->unquiet || (session->spec.lent && session->state != ENDED);
+}
+
 /* Those who wait to be let in are let in and out again: nothing of theirs may hang on the socket. */
 static void turn_away(void) {
     for (int fd; (fd = accept4(door.fd, NULL, NULL, SOCK_CLOEXEC)) >= 0;)
@@ -185,28 +214,26 @@ static void turn_away(void) {
 }
 
 void control_quiet(void) {
-    if (!quiescing || quiescing->broken)
+    if (!quiescing || quiescing->broken || starting())
         return;
+    close_others();
+    unsigned left = 0;
     for (size_t place = 0; place < session_places; place++)
-        if (session_at(place) && session_at(place)->unquiet)
-            return;
+        left += session_at(place) && leads_out(session_at(place));
+    if (left > 0)
+        return;
     turn_away();
     connection_send(quiescing, &(struct message){.type = M_OK}, NULL);
     connection_part(quiescing);
 }
 
 static void quiesce(struct connection *connection) {
+    if (quiescing) {
+        connection_error(connection, EBUSY, "quiesce");
+        return;
+    }
     quiescing = connection;
     loop_watch(&door, 0);
-    for (size_t place = 0; place < CLIENTS_MAX; place++) {
-        struct connection *other = connection_at(place);
-        /* Who asked lives inside and gets the answer after the pause: that is what it waits for. */
-        if (other && other != connection && !other->asking)
-            connection_close(other, true);
-    }
-    for (size_t place = 0; place < session_places; place++)
-        if (session_at(place) && session_at(place)->holder)
-            holder_quiet(session_at(place));
     control_quiet();
 }
 

@@ -6,20 +6,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 /* Between init and a holder: packets of a `struct message` and `length` bytes. */
 enum {
     H_VIEW = 1, /* to the holder: a connection; offset: where it begins, stream 1: it has heard M_STARTED; status */
-    H_MARK,     /* to the holder: an M_STEP for the log; back when it is there */
+    H_MARK,     /* to the holder: an M_STEP for the log; back when it is there, with the terminal for who begins */
     H_END,      /* to the holder: the process has ended; the records of M_EXIT */
     H_QUIET,    /* to the holder: close every connection; back when that is done */
+    H_RENEW,    /* to the holder: be younger than the step's process; back with offset: the pid from now on */
     H_CLOSED,   /* to init: a connection is gone */
     H_SIGNAL,   /* to init: from a connection, for the session */
 };
@@ -115,11 +118,25 @@ static void close_all(void) {
             connection_close(connection_at(place), true);
 }
 
+/* The child is this process, connections, log, epoll instance and all, but younger.  Where none can be had, nothing is
+ * lost but a checkpoint while the step holds /dev/tty. */
+static void renew(void) {
+    int gate[2];
+    if (gate_open(gate) < 0)
+        return;
+    long pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+    if (pid > 0) {
+        channel_send(held, (struct message){.type = H_RENEW, .offset = (uint64_t)pid}, NULL, -1);
+        _exit(0);
+    }
+    gate_pass(gate);
+}
+
 static void from_init(struct source *source, uint32_t events) {
     (void)source, (void)events;
     static char payload[CHUNK_MAX];
     struct message head = {0};
-    int fd;
+    int fd, lent = -1;
     ssize_t size = channel_receive(held, &head, payload, &fd);
     if (size == 0)
         _exit(0); /* init has gone on without its terminals: the job is over */
@@ -132,16 +149,21 @@ static void from_init(struct source *source, uint32_t events) {
     case H_MARK:
         if (head.stream != 0)
             stream_drain(held);
+        else
+            lent = held->ends[0];
         log_append(&held->log, M_STEP, head.stream, payload, head.length);
         connections_changed(held);
         break;
     case H_END:
         take_end(&head, payload);
         return;
+    case H_RENEW:
+        renew();
+        return;
     case H_QUIET:
         close_all();
     }
-    channel_send(held, (struct message){.type = head.type}, NULL, -1);
+    channel_send(held, (struct message){.type = head.type}, NULL, lent);
 }
 
 /* Everything of init's is closed but what is named here, and its copy of the directory. */
@@ -190,52 +212,94 @@ static _Noreturn void hold(struct session *session, int slave, int channel) {
 
 /* In init. */
 
-/* Takes one message: whether there was one. */
-static bool hear(struct session *session) {
+static void take_mark(struct session *session, int terminal) {
+    if (terminal >= 0) {
+        if (session->ends[0] >= 0)
+            close(session->ends[0]);
+        session->ends[0] = terminal;
+    }
+    if (session->unmarked > 0) {
+        session->unmarked--;
+        session_marked(session);
+    }
+}
+
+/* Takes one message: 1, 0 when there is none, -1 when none will come. */
+static int hear(struct session *session) {
     static char payload[CHUNK_MAX];
     struct message head = {0};
     int fd;
     ssize_t size = channel_receive(session, &head, payload, &fd);
-    if (fd >= 0)
-        close(fd);
-    if (size == 0)
-        loop_watch(&session->channel, 0); /* what that means is known when the holder is reaped */
     if (size <= 0)
-        return false;
+        return size == 0 ? -1 : 0;
     if (head.type == H_CLOSED && session->guests > 0)
         session->guests--;
     if (head.type == H_SIGNAL)
         session_signal(session, head.stream);
+    if (head.type == H_RENEW && head.offset > 1 && head.offset <= INT32_MAX)
+        session->holder = (pid_t)head.offset;
+    if (head.type == H_MARK)
+        take_mark(session, steal_fd(&fd));
+    if (fd >= 0)
+        close(fd);
     if (head.type == H_QUIET && session->unquiet) {
         session->unquiet = false;
         control_quiet();
     }
-    if (head.type == H_MARK && session->unmarked > 0) {
-        session->unmarked--;
+    return 1;
+}
+
+/* What a holder does at the end, where there is none any more. */
+static void log_exit(struct session *session) {
+    char outcome[32];
+    size_t size = session_outcome(session, outcome);
+    log_open(&session->log, session->id, 1);
+    if (session->log.last != M_EXIT)
+        log_append(&session->log, M_EXIT, 0, outcome, size);
+    log_close(&session->log);
+}
+
+static void gone(struct session *session) {
+    loop_drop(&session->channel);
+    session->holder = 0;
+    session->guests = session->unmarked = 0;
+    session->unquiet = false;
+    if (session->state == ENDED) {
+        log_exit(session);
+        session_unwatched(session);
+    } else {
         session_marked(session);
     }
-    return true;
+    control_quiet();
 }
 
 static void from_holder(struct source *source, uint32_t events) {
     (void)events;
-    hear(OWNER(source, struct session, channel));
+    struct session *session = OWNER(source, struct session, channel);
+    if (hear(session) < 0)
+        gone(session);
+}
+
+void holder_reaped(struct session *session, pid_t pid) {
+    while (hear(session) > 0)
+        ; /* what it sent before it ended, perhaps who goes on in its place */
+    if (session->holder == pid)
+        gone(session);
 }
 
 int holder_start(struct session *session) {
-    int pair[2];
-    char name[32];
-    snprintf(name, sizeof name, "/proc/self/fd/%d", session->ends[0]);
-    autoclose int slave = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (slave < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+    int pair[2], gate[2];
+    autoclose int slave = steal_fd(&session->ends[0]);
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return -1;
     autoclose int theirs = pair[1];
     session->channel = (struct source){.fd = pair[0], .ready = from_holder};
-    if (loop_watch(&session->channel, EPOLLIN) < 0)
+    if (loop_watch(&session->channel, EPOLLIN) < 0 || gate_open(gate) < 0)
         return -1;
     pid_t pid = fork();
     if (pid == 0)
         hold(session, slave, theirs);
+    gate_pass(gate);
     if (pid < 0)
         return -1;
     session->holder = pid;
@@ -273,14 +337,8 @@ void holder_quiet(struct session *session) {
     send_or_kill(session, (struct message){.type = H_QUIET}, NULL);
 }
 
-/* What a holder does at the end, where there is none any more. */
-static void log_exit(struct session *session) {
-    char outcome[32];
-    size_t size = session_outcome(session, outcome);
-    log_open(&session->log, session->id, 1);
-    if (session->log.last != M_EXIT)
-        log_append(&session->log, M_EXIT, 0, outcome, size);
-    log_close(&session->log);
+void holder_renew(struct session *session) {
+    send_or_kill(session, (struct message){.type = H_RENEW}, NULL);
 }
 
 void holder_end(struct session *session) {
@@ -292,22 +350,4 @@ void holder_end(struct session *session) {
         send_or_kill(session, head, outcome);
     else
         log_exit(session);
-}
-
-void holder_gone(struct session *session) {
-    while (hear(session))
-        ; /* what it sent before it ended */
-    loop_drop(&session->channel);
-    session->holder = 0;
-    session->guests = session->unmarked = 0;
-    if (session->unquiet) {
-        session->unquiet = false;
-        control_quiet();
-    }
-    if (session->state == ENDED) {
-        log_exit(session);
-        session_unwatched(session);
-    } else {
-        session_marked(session);
-    }
 }

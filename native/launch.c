@@ -194,10 +194,10 @@ static int end_report(struct launch *launch) {
 /* Locked first and unlocked last, so that no packet goes where an address is missing. */
 static int network_run(struct launch *launch) {
     static const struct action actions[] = {
-        RUN(NETWORK, network_enter),   RUN(LOCK, network_lock),      RUN(NETWORK, guests_put),
-        RUN(NETWORK, uplink_set),     RUN(NETWORK, loopback_raise), WAIT(NETWORK, success_report),
-        WAIT(NETWORK, hold_wait),      RUN(NETWORK, guests_drop),    RUN(CLOSE, outside_close),
-        RUN(LOCK, network_unlock),     WAIT(NETWORK, end_report),
+        RUN(NETWORK, network_enter), RUN(LOCK, network_lock),      RUN(NETWORK, guests_put),
+        RUN(NETWORK, uplink_set),    RUN(NETWORK, loopback_raise), WAIT(NETWORK, success_report),
+        WAIT(NETWORK, hold_wait),    RUN(NETWORK, guests_drop),    RUN(CLOSE, outside_close),
+        RUN(LOCK, network_unlock),   WAIT(NETWORK, end_report),
     };
     int done = actions_run(launch, actions, sizeof actions / sizeof *actions);
     if (done < 0)

@@ -77,7 +77,7 @@ struct launch {
     int null;   /* the null device inside, or the host's where the job broke its own */
     int listener;
     scmp_filter_ctx filter;
-    int lock;    /* the socket that owns the table; -1: none */
+    int lock;      /* the socket that owns the table; -1: none */
     size_t guests; /* of `spec.guests`, how many are on lo */
     long long closed;
     int program; /* the filter as the kernel takes it, in memory that both sides share */

@@ -322,8 +322,7 @@ static int whole_check(const struct spec *spec, enum verb verb, const size_t see
             return -1;
     bool network = verb == VERB_NETWORK, kept = spec->lock || spec->close || spec->guests.count;
     bool own = network ? spec->net == NET_GIVEN : spec->net == NET_PRIVATE;
-    if (together(about, !spec->upper == !spec->work, "work") < 0 ||
-        together(about, !network || own, "net") < 0 ||
+    if (together(about, !spec->upper == !spec->work, "work") < 0 || together(about, !network || own, "net") < 0 ||
         together(about, !kept || spec->hold_fd >= 0, "hold") < 0 ||
         together(about, !spec->has_address || own, "address") < 0 ||
         together(about, !spec->has_gateway || spec->has_address, "gateway") < 0)

@@ -61,7 +61,7 @@
  *   net=fd:N                 the namespace
  *   lock=1                   until the hold ends, all packets, of IPv4 and IPv6, in and out, are dropped but those that carry
  *                            criu's mark, 0xC114 (SO_MARK): nft table `serac` of family inet, owned by this process, so that
- *                            the kernel removes it with the process, however that ends
+ *                            the kernel removes it with the process, however that ends (EPERM: another's lock is there)
  *   guest=A.B.C.D            an address on lo, /32, until the hold ends, for sockets to be bound to that are restored after
  *                            the address was lost (repeated; EEXIST: it is on lo already)
  *   address=A.B.C.D/LEN  gateway=A.B.C.D     on eth0, as above; the interface is there
@@ -71,7 +71,8 @@
  *   hold=N                   after `ready`, wait for a byte from descriptor N; required with lock, guest and close.  End of
  *                            file: give up, that is, end what the hold keeps, close nothing, and fail with ECANCELED
  * All is done in this order, and undone in the opposite one.  Report: took=STEP:MICROSECONDS, ready=1 once everything is in
- * place; at the end of the hold took=close:MICROSECONDS and closed=COUNT, with `close` only, and exit status 0; or
+ * place; at the end of the hold took=close:MICROSECONDS and closed=COUNT (0 without `close`): nothing is held any more, and the
+ * process, whose lock the kernel takes some milliseconds to free, is about to exit with status 0; or
  * step/errno/path, steps: spec network lock close, and nothing stays that was put in.  Killed, it leaves guests on lo.
  *
  * `serac-launch mount` (spec: serac-launch=1, meta=FILE, blob=FILE, target=DIR) mounts an EROFS image read-only,

@@ -114,6 +114,7 @@ static void end(struct session *session, int status) {
     if (session->id == 0)
         init_main_ended(status);
     session_unwatched(session);
+    control_quiet();
 }
 
 static void mark(struct session *session, uint8_t outcome) {
@@ -133,22 +134,19 @@ static pid_t spawn_process(struct session *session, int report) {
     char *script = session->step < spec->steps.count ? spec->scripts.items[session->step] : NULL;
     char *const step[] = {"/bin/sh", "-e", "-c", script, NULL};
     int ends[] = {session->ends[0], session->ends[1], session->ends[2]};
-    autoclose int slave = -1;
-    if (spec->terminal) {
-        /* Init keeps no terminal open between steps, only the name of one. */
-        char name[32];
-        snprintf(name, sizeof name, "/proc/self/fd/%d", session->ends[0]);
-        slave = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
-        if (slave < 0)
-            return -1;
-        ends[0] = ends[1] = ends[2] = slave;
+    if (spec->terminal)
+        ends[1] = ends[2] = ends[0];
+    if (spec->terminal && ends[0] < 0) { /* it went with its holder */
+        errno = EIO;
+        return -1;
     }
     return spawn(spec, spec->argv.count ? spec->argv.items : script ? step : NULL, ends, report);
 }
 
-/* The last process has been started: nothing else writes there. */
+/* When the last process has been started nothing else writes there; a terminal is lent anew to each step. */
 static void close_ends(struct session *session) {
-    for (int at = 0; at < 3 && session->step + 1 >= session->spec.steps.count; at++) {
+    bool last = session->step + 1 >= session->spec.steps.count;
+    for (int at = 0; at < 3 && (last || session->spec.terminal); at++) {
         if (session->ends[at] >= 0)
             close(session->ends[at]);
         session->ends[at] = -1;
@@ -167,6 +165,8 @@ static void next_step(struct session *session) {
         return;
     }
     close_ends(session);
+    if (session->spec.terminal)
+        holder_renew(session);
     session_write_status(session);
 }
 
@@ -206,14 +206,8 @@ static int open_ends(struct session *session) {
         session->ends[at] = steal_fd(&session->spec.files[at]);
     if (session->spec.lent)
         return 0;
-    if (session->spec.terminal) {
-        autoclose int slave = -1;
-        int result = terminal_open(session->spec.rows, session->spec.columns, &session->output[0].fd, &slave);
-        char name[32];
-        snprintf(name, sizeof name, "/proc/self/fd/%d", slave);
-        session->ends[0] = result < 0 ? -1 : open(name, O_PATH | O_CLOEXEC);
-        return session->ends[0] < 0 ? -1 : 0;
-    }
+    if (session->spec.terminal)
+        return terminal_open(session->spec.rows, session->spec.columns, &session->output[0].fd, &session->ends[0]);
     for (int which = 0; which < 2; which++) {
         if (pipe2(pipe_out, O_CLOEXEC) < 0)
             return -1;
@@ -240,6 +234,7 @@ static void refuse(struct session *session, int error, const char *what) {
     starter->starting = NULL;
     connection_error(starter, error, what);
     connection_wait(starter);
+    control_quiet();
 }
 
 static int open_up(struct session *session) {
@@ -273,6 +268,7 @@ static void begin(struct session *session) {
     } else {
         stream_input_end(session);
     }
+    control_quiet();
 }
 
 static void report_ready(struct source *source, uint32_t events) {
@@ -366,7 +362,7 @@ void session_child_ended(pid_t pid, int status) {
     for (size_t place = 0; place < session_places; place++) {
         struct session *session = table[place];
         if (session && session->holder == pid) {
-            holder_gone(session);
+            holder_reaped(session, pid);
             return;
         }
         if (!session || session->pid != pid || session->state == ENDED)

@@ -5,8 +5,9 @@
  *   stream.c    what goes in and out of a session's process              init for pipes, the holder for a terminal
  *   holder.c    the process that holds a session's terminal, both sides  init and the holder
  *
- * A terminal's master lives in a process of its own, its holder, which is forked from init after the session's process
- * (CRIU wants /dev/tty's owner to come first) and runs the same loop with that one session.
+ * A terminal's master lives in a process of its own, its holder, which runs the same loop with that one session.  CRIU
+ * wants the owner of /dev/tty to come before whoever has the master among init's children, in the order of their
+ * births: so a holder is forked after the session's process, and has itself born again after each later step's.
  */
 #pragma once
 #include "log.h"
@@ -30,12 +31,13 @@ struct session {
 
     struct source output[2]; /* standard output and error, or the terminal's master */
     struct source input;     /* where M_INPUT goes: its standard input, or the master again */
-    int ends[3];             /* the other ends, of a terminal only [0]: kept while steps follow */
+    int ends[3];             /* the other ends, kept while steps follow; of a terminal only [0], until it is held */
     struct source report;    /* of the exec, while it is STARTING */
     struct log log;          /* with a terminal: the holder's */
 
     struct connection *starter; /* waits for M_STARTED */
     struct connection *feeder;  /* whose M_INPUT standard input takes */
+    uint64_t taken;             /* bytes of M_INPUT, of a session of pipes */
     struct connection *reader;  /* who started it and stays: for this one alone the session waits, when it lags */
     bool held;                  /* it waits for its reader */
     unsigned views;             /* connections that watch it, in this process */
@@ -105,7 +107,9 @@ int holder_view(struct session *session, int fd, uint64_t offset, bool started);
 void holder_mark(struct session *session, uint8_t outcome, const char *step);
 void holder_end(struct session *session);
 void holder_quiet(struct session *session);
-void holder_gone(struct session *session);
+/* A step's process is born: the holder must be younger. */
+void holder_renew(struct session *session);
+void holder_reaped(struct session *session, pid_t pid);
 
 /* holder.c, in the holder */
 bool holder_here(void);

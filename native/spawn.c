@@ -25,6 +25,18 @@ void spawn_limits(void) {
     setrlimit(RLIMIT_NOFILE, &all);
 }
 
+int gate_open(int gate[2]) {
+    return pipe2(gate, O_CLOEXEC);
+}
+
+void gate_pass(const int gate[2]) {
+    char nothing;
+    close(gate[1]);
+    while (read(gate[0], &nothing, 1) < 0 && errno == EINTR)
+        ;
+    close(gate[0]);
+}
+
 static int fail(struct spawn_error *error, const char *step) {
     error->error = errno;
     snprintf(error->step, sizeof error->step, "%s", step);
@@ -128,9 +140,16 @@ static _Noreturn void give_up(const struct spawn_error *error, const char *name,
 }
 
 pid_t spawn(const struct spec *spec, char *const argv[], const int ends[3], int report) {
+    int gate[2];
+    if (gate_open(gate) < 0)
+        return -1;
     pid_t pid = fork();
-    if (pid)
+    if (pid) {
+        int why = errno;
+        gate_pass(gate);
+        errno = why;
         return pid;
+    }
     struct spawn_error error = {0};
     if (prepare(spec, ends, &report, &error) == 0) {
         reset_signals();

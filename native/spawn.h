@@ -8,6 +8,11 @@ struct spawn_error {
     char step[12]; /* session files terminal limits cwd user exec */
 };
 
+/* A gate is passed when every other process that was forked while it was open has let go of its descriptors: what
+ * leads out of the job is held by those alone that mean to, at any moment that somebody may look. */
+int gate_open(int gate[2]);
+void gate_pass(const int gate[2]);
+
 /* To be called once, early: raises init's own limit of open files, and remembers the one that children get. */
 void spawn_limits(void);
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 from engine.model import Address
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNET = 0x40000000
 
 
 class Namespace:
@@ -29,6 +36,27 @@ class Namespace:
 
     def ip(self, *arguments: str) -> None:
         subprocess.run(["nsenter", "-t", str(self.pid), "-n", "ip", *arguments], check=True)
+
+    def nft(self, *arguments: str) -> str:
+        argv = ["nsenter", "-t", str(self.pid), "-n", "nft", *arguments]
+        return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    def socket(self, family: int, kind: int) -> socket.socket:
+        """A socket stays in the namespace where it was made, whoever has it: a thread goes there and makes it."""
+        made: list[socket.socket] = []
+        thread = threading.Thread(target=lambda: made.append(self._socket(family, kind)))
+        thread.start()
+        thread.join()
+        return made[0]
+
+    def _socket(self, family: int, kind: int) -> socket.socket:
+        fd = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
+        try:
+            if LIBC.setns(fd, CLONE_NEWNET) < 0:
+                raise OSError(ctypes.get_errno(), "setns")
+            return socket.socket(family, kind)
+        finally:
+            os.close(fd)
 
     def python(self, script: str, *arguments: str) -> subprocess.Popen[str]:
         argv = ["nsenter", "-t", str(self.pid), "-n", sys.executable, "-c", script, *arguments]

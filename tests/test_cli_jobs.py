@@ -10,54 +10,18 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import Command, serac, up
 from terminals import Terminal
 
-from engine import Engine, JobSpec, JobState
+from engine import Engine, JobState
+
+__all__ = ["serac", "up"]  # fixtures
 
 pytestmark = pytest.mark.root
 
 HEAVY = {"asyncio", "pyroute2", "rich", "shtab", "tarfile", "logging.config", "psutil", "http", "email", "ssl"}
-
-
-class Command:
-    """``serac`` on one root."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __call__(self, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(self.words(*words), check=False, input=given, capture_output=True, timeout=120)
-
-    def words(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "engine.cli", "--root", os.fspath(self.root), *words]
-
-    def good(self, *words: str, given: bytes = b"") -> str:
-        done = self(*words, given=given)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.decode()
-
-    def json(self, *words: str) -> Any:
-        return json.loads(self.good("--json", *words))
-
-    def error(self, *words: str) -> tuple[int, list[str]]:
-        """Status and lines of an error; nothing else may have been printed."""
-        done = self(*words)
-        assert done.stdout == b""
-        return done.returncode, done.stderr.decode().splitlines()
-
-
-@pytest.fixture
-def serac(engine: Engine) -> Command:
-    return Command(engine.config.root)
-
-
-@pytest.fixture
-def up(engine: Engine) -> str:
-    """A job that stays up, and its name."""
-    return engine.run(JobSpec(base="small", name="up")).name
 
 
 def test_run_passes_output_and_status_on(serac: Command) -> None:
@@ -187,10 +151,10 @@ def test_paused_under_the_users_eyes(serac: Command, engine: Engine) -> None:
         assert process.stdout.readline() == "ready\n"
         engine.pause("watched")
         _, errors = process.communicate(timeout=30)
-    assert process.returncode == 203
+    assert process.returncode == 220
     assert errors.splitlines() == [
-        "serac: job watched was paused before the command ended",
-        "hint: serac resume watched",
+        "serac: job watched was paused",
+        "hint: `serac resume watched`, `serac attach watched`",
     ]
 
 

@@ -62,7 +62,7 @@ def test_history_outlives_a_pause(engine: Engine, job: str) -> None:
         user.expect("looked")
         wait_for(lambda: "looked" in inside(engine, job, "cat /root/.bash_history").replace("'", ""))
         engine.pause(job)
-        assert user.wait() == 203
+        assert user.wait() == 220
     engine.resume(job)
     assert inside(engine, job, "cat /root/.bash_history") == "cd /src\ncolour=blue; echo lo''oked\n"
     with Terminal(root, "attach", job, "1") as user:

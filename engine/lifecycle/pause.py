@@ -95,7 +95,7 @@ def _with_processes(root: Root, job: Job, *, labels: Mapping[str, str]) -> Snaps
         try:
             return _once_with_processes(root, job, labels=labels)
         except CannotCheckpoint as error:
-            if not checkpoint.REASONS[error.reason].passing:
+            if not checkpoint.REASONS[error.reason or "criu-failed"].passing:
                 raise
         cgroup.thaw(root.group_of(job))
         time.sleep(moment)
