@@ -41,15 +41,15 @@ class Namespace:
         argv = ["nsenter", "-t", str(self.pid), "-n", "nft", *arguments]
         return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
 
-    def socket(self, family: int, kind: int) -> socket.socket:
+    def new_socket(self, family: int, kind: int) -> socket.socket:
         """A socket stays in the namespace where it was made, whoever has it: a thread goes there and makes it."""
         made: list[socket.socket] = []
-        thread = threading.Thread(target=lambda: made.append(self._socket(family, kind)))
+        thread = threading.Thread(target=lambda: made.append(self._make_socket(family, kind)))
         thread.start()
         thread.join()
         return made[0]
 
-    def _socket(self, family: int, kind: int) -> socket.socket:
+    def _make_socket(self, family: int, kind: int) -> socket.socket:
         fd = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
         try:
             if LIBC.setns(fd, CLONE_NEWNET) < 0:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine import checkpoint, launch, store, tools
+from engine.errors import Timeout
 from engine.kernel import process
 from engine.launch import CriuSpec, ViewSpec
 from engine.lifecycle.root import Root
@@ -61,7 +62,8 @@ def started(
             criu = stack.enter_context(launch.criu(spec, descriptors=descriptors, timeout=root.timeout))
         conversation = stack.enter_context(checkpoint.Conversation(ours, patience=patience))
         yield Talk(criu, conversation, *directories)
-        criu.wait(patience)
+        with contextlib.suppress(Timeout):  # it has said how it went; one that doesn't end then is killed
+            criu.wait(patience)
 
 
 def _opened(directory: Path, stack: contextlib.ExitStack) -> int:

@@ -39,7 +39,10 @@ def dumped(root: Root, job: Job) -> Iterator[ProcessImage]:
         with step("pause.preflight", job=job.id):
             seen = _examine(root, job)
         with step("pause.dump", job=job.id):
-            images = layers.make_image(root.layer(processes.upper(job)), reader=processes.first_id(root, job))
+            layer = root.layer(processes.upper(job))
+            failure = stack.enter_context(contextlib.ExitStack())
+            failure.callback(layers.drop_image, layer)
+            images = layers.make_image(layer, reader=processes.first_id(root, job))
             if seen.connections:
                 stack.enter_context(_locked(init.pid, timeout=root.timeout))
             view = ViewSpec(stage=os.fspath(root.stage(job.id)))
@@ -51,6 +54,7 @@ def dumped(root: Root, job: Job) -> Iterator[ProcessImage]:
                 _write(root, job, talk, init.pid, patience)
             image = _describe(root, job, init, images, connections=seen.connections)
         yield image
+        failure.pop_all()
         with step("pause.kill", job=job.id), contextlib.suppress(checkpoint.CriuGone, checkpoint.Refused, Timeout):
             talk.conversation.finish()
     for name, milliseconds in checkpoint.dump_times(work).items():
