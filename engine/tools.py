@@ -86,13 +86,25 @@ def find(name: str) -> Tool:
     program = PROGRAMS.get(name, Program(name))
     passed: list[str] = []
     for path, origin in _candidates(name):
-        version = version_of(path) if program.oldest else ""
+        version = (_kept_version(path, program) or version_of(path)) if program.oldest else ""
         if _numbers(version) >= program.oldest:
             return Tool(path, version, origin, "; ".join([_reason(origin, program), *passed]))
         passed.append(f"passed over {path}: {version or 'no version'} is older than {_dotted(program.oldest)}")
     what = passed[0].removeprefix("passed over ") if passed else "it is not installed"
     remedy = f"run scripts/setup, or install {_dotted(program.oldest)} or newer" if program.oldest else "install it"
     raise ToolMissing(f"{name}: {what}", hint=f"{remedy} (Debian package {program.package})")
+
+
+def _kept_version(path: Path, program: Program) -> str:
+    """What ``scripts/setup`` has written down of its own programs, for it takes longer to ask them."""
+    if path.parent != SETUP_BIN:
+        return ""
+    with contextlib.suppress(FileNotFoundError):
+        for line in (SETUP_BIN.parent / "versions").read_text().splitlines():
+            package, _, version = line.partition(" ")
+            if package == program.package:
+                return version.partition("-")[0]
+    return ""
 
 
 def _reason(origin: str, program: Program) -> str:
