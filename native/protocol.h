@@ -95,8 +95,12 @@
  * In a control connection M_SIGNAL and M_ANSWER are answered with M_OK or M_ERROR; a request that fails leaves it open.
  * An attached one is closed by init after the last message of its session, so an M_EXIT that more follows is of an
  * earlier life of a session that came back.  Input for a session that takes none (any more) is dropped; input for one
- * that another connection feeds is EBUSY; after M_QUIESCE the first attached one that sends M_INPUT feeds it.
- * M_QUIESCE leaves the asking connection alone: it is inside, and its answer comes after the pause.
+ * that another connection feeds is EBUSY; after M_QUIESCE the first attached one that sends M_INPUT, be it empty, or
+ * M_INPUT_END feeds it, and is then the one that is waited for when it lags.
+ * M_QUIESCE lets starts that are under way be answered, takes what attached ones have sent already as far as there is
+ * room for it, kills the sessions with lent files, and is answered when they are reaped and every connection is closed but
+ * those that ask from inside: their answer comes after the pause.  From then on, until somebody connects again, no process
+ * of the job holds a descriptor that was a client's, nor a log open for reading.  A second M_QUIESCE meanwhile is EBUSY.
  *
  * SESSION SPEC (payload of M_START)
  *   arg=S (repeated)         command; or, instead, steps run one after the other with `/bin/sh -e -c SCRIPT`:
@@ -112,7 +116,7 @@
  *                            M_INPUT_END or when this connection ends
  *   keep=1                   comes back after a filesystem resume (detached and terminal sessions)
  * Three descriptors that come with M_START (SCM_RIGHTS) are lent: they become a command's standard files, in place of
- * pipes.  Such a session must have attach=1, has no log and no files in JOB/io, and ends with a pause.
+ * pipes.  Such a session must have attach=1, has no log and no files in JOB/io, and ends with M_QUIESCE.
  *
  * FILES that init keeps in /run/serac (JOB/io), each replaced by rename, mode 0600; of sessions that have ended those
  * of the last 64 and of session 0 are kept:
@@ -129,7 +133,7 @@
  * N.log.old and a new one begins.  Each attached client has a cursor in the log and is served from it when its socket
  * takes more: a slow client lags, loses nothing that is still kept, and never slows the session.  Only the connection
  * that started a session of pipes with attach=1 is waited for when it lags by 8 MiB, as a pipe would wait: it misses
- * nothing.
+ * nothing.  `time` is CLOCK_REALTIME's: over a pause it jumps.
  */
 #pragma once
 #include <stdint.h>
@@ -149,7 +153,8 @@ enum message_type {
     M_START = 2,    /* client: payload session spec */
     M_STARTED = 3,  /* init: `session` id, payload records pid=N */
     M_ATTACH = 4,   /* client: `session`, `offset` = where to begin; ~0 = only what comes; ~0-1 = last 64 KiB */
-    M_ATTACHED = 5, /* init: `session`, `offset` = where it really begins; payload the session's status records */
+    M_ATTACHED = 5, /* init: `session`, `offset` = where it really begins; payload the session's status records and, of one
+                       with stdin=1, taken=N: bytes of M_INPUT that it took or dropped so far */
     M_OUTPUT = 6,   /* init: `session`, `stream` 1 or 2 (a terminal: 1), `offset`, `time`, payload bytes */
     M_STEP = 7,     /* init: `stream` 0 begins, 1 completed, 2 failed; payload: the step's name */
     M_EXIT = 8,     /* init: payload records exit=N or signal=N; the last of a session */
@@ -161,7 +166,7 @@ enum message_type {
     M_LISTED = 14,  /* init: `session`, payload status records */
     M_ASK = 15,     /* client inside: payload records reason=TEXT state=JSON */
     M_ANSWER = 16,  /* client outside -> init -> asker: payload records outcome=resumed|forked|refused, text=, state= */
-    M_QUIESCE = 17, /* client outside: every connection but none of the sessions is closed, this one last, after M_OK */
+    M_QUIESCE = 17, /* client outside: every connection is closed, this one last, after M_OK; see above */
     M_OK = 18,
     M_ERROR = 19, /* `stream` 0, `offset` errno, payload: step or reason as text */
 };

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import initjob
 import pytest
-from initjob import PATH, InitJob, ending, fifo, output, shell, until
+from initjob import PATH, InitJob, ending, fifo, output, shell, until, wait_exit
 
 from engine import session
 from engine.errors import Busy
 from engine.model import SessionSpec
+from engine.session import protocol
+from engine.session.protocol import Message, Type
 
 pytestmark = pytest.mark.root
 
@@ -129,3 +134,123 @@ def test_input_ends_with_its_connection(job: InitJob) -> None:
         connection.send(b"the last words\n")
     events = list(session.follow(job.io, status.id))
     assert (output(events), ending(events)) == (b"the last words\n", (0, None))
+
+
+def outside(job: InitJob) -> list[str]:
+    """Descriptors of the job's processes, but those that init and its sessions have of their own."""
+    found = []
+    for pid in {job.pid, *job.children()}:
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(f"{pid}:{number} {os.readlink(f'/proc/{pid}/fd/{number}')}")
+    return sorted(found)
+
+
+def readers(job: InitJob) -> list[str]:
+    """Logs that init or a holder has open for reading."""
+    found = []
+    for line in outside(job):
+        place, name = line.split(" ", 1)
+        pid, number = place.split(":")
+        flags = Path(f"/proc/{pid}/fdinfo/{number}").read_text().split("flags:\t")[1].split()[0]
+        if ".log" in name and int(flags, 8) & os.O_ACCMODE == os.O_RDONLY:
+            found.append(line)
+    return found
+
+
+def test_after_quiesce_nothing_of_a_client_is_left(job: InitJob) -> None:
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(job.connect()) for _ in range(6)]
+        connections[0].start(shell("echo up; exec sleep 1000"), attach=True, stdin=True)
+        connections[1].start(shell("echo up; exec sleep 1000", tty=(24, 80)), attach=True)
+        for number in (0, 1):
+            until(connections[number].events(), b"up")
+        connections[2].attach(1)
+        connections[3].attach(2)
+        until(connections[2].events(), b"up")
+        until(connections[3].events(), b"up")
+        assert readers(job)
+        with job.connect() as control:
+            control.quiesce()
+            assert readers(job) == []
+            sockets = sum("socket:" in line for line in outside(job))
+    # The listener, and a pair between init and the holder.
+    assert sockets == 3
+
+
+def test_quiesce_ends_sessions_with_lent_files(job: InitJob) -> None:
+    reader, writer = os.pipe()
+    with job.connect() as lending, job.connect() as control, open(reader, "rb") as mine:
+        with open(writer, "wb"), open(os.devnull, "rb") as null:
+            lending.start(shell("echo up; sleep 1000; echo late"), attach=True, lend=(null.fileno(), writer, writer))
+        assert mine.readline() == b"up\n"
+        control.quiesce()
+        assert job.children() == {}
+        assert mine.read() == b""
+        assert list(lending.events()) == []
+
+
+def test_quiesce_lets_a_start_be_answered(job: InitJob) -> None:
+    """Whoever hears nothing of a start can't know whether its command runs."""
+    for _ in range(50):
+        with job.connect() as starting, job.connect() as control:
+            spec = protocol.encode_spec(SessionSpec(argv=("/bin/sleep", "1000"), env=PATH), attach=True)
+            starting._send(Message(type=Type.START, payload=spec))
+            control.quiesce()
+            message = starting._receive()
+        with job.connect() as control:
+            live = [status.id for status in control.sessions()]
+            assert live == ([message.session] if message is not None else [])
+            for number in live:
+                control.signal(signal.SIGKILL, number)
+                wait_exit(job, number)
+
+
+def test_what_was_sent_before_quiesce_is_taken_as_far_as_there_is_room(job: InitJob) -> None:
+    script = f"read go < {fifo(job)}; cat"
+    data = os.urandom(300_000)
+    with job.connect() as feeding, job.connect() as control:
+        status = feeding.start(shell(script), attach=True, stdin=True)
+        assert (feeding.offset, feeding.taken) == (0, 0)
+        assert feeding.send(data) == len(data)
+        control.quiesce()
+    with job.connect() as again:
+        again.attach(status.id)
+        assert again.taken is not None
+        assert 0 < again.taken < len(data)
+        again.feed()
+        Path(fifo(job)).write_text("go\n")
+        again.send(data[again.taken :])
+        again.close_input()
+        assert output(again.events()) == data
+
+
+def test_keys_typed_before_quiesce_reach_the_terminal(job: InitJob) -> None:
+    with job.connect() as typing, job.connect() as control:
+        status = typing.start(shell("stty -echo; echo up; read a; read b; echo $a-$b", tty=(24, 80)), attach=True)
+        until(typing.events(), b"up")
+        typing.send(b"eins\n")
+        typing.send(b"zwei\n")
+        control.quiesce()
+        assert typing.send(b"lost") == 0
+    with job.connect() as again:
+        again.attach(status.id)
+        assert again.taken is None
+        assert b"eins-zwei" in output(again.events())
+
+
+def test_who_quiesces_and_leaves_opens_the_door_again(job: InitJob) -> None:
+    """A stopped holder makes the first wait, and a second one is refused meanwhile."""
+    with job.connect() as shown, job.connect() as first:
+        shown.start(shell("echo up; read x; echo got $x", tty=(24, 80)), attach=True)
+        until(shown.events(), b"up")
+        (holder,) = job.holders()
+        os.kill(holder, signal.SIGSTOP)
+        for _ in range(2):
+            first._send(Message(type=Type.QUIESCE))
+        refusal = first._receive()
+        assert refusal is not None
+        assert (refusal.type, refusal.offset) == (Type.ERROR, errno.EBUSY)
+    with job.connect() as control:
+        os.kill(holder, signal.SIGCONT)
+        control.quiesce()
