@@ -90,6 +90,8 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
     """bring lo up"""
     close: bool = False
     """connections that lead outside end with the hold"""
+    hostname: str | None = None
+    """a new name of the host, when the hold has ended"""
 
 
 class Hold:
@@ -192,14 +194,18 @@ def criu(spec: CriuSpec, *, descriptors: Sequence[int], timeout: float) -> Itera
 
 
 @contextlib.contextmanager
-def network(spec: NetworkSpec, *, namespace: int, timeout: float) -> Iterator[Hold]:
+def network(spec: NetworkSpec, *, namespace: int, uts: int | None = None, timeout: float) -> Iterator[Hold]:
     """Hold the network namespace behind the descriptor ``namespace`` until :meth:`Hold.end`; left without that, what
-    the hold keeps is undone and nothing closed. ``timeout`` is for either end of it. Raises LaunchFailed, HostLacks,
-    Timeout; nothing is left in the namespace then."""
+    the hold keeps is undone and nothing closed. ``uts``: the namespace that gets ``hostname``. ``timeout`` is for each
+    end of the hold. Raises LaunchFailed, HostLacks, Timeout; nothing is left in the namespace then."""
     with contextlib.ExitStack() as stack:
         hold, go = (stack.enter_context(io.FileIO(fd, mode)) for fd, mode in zip(os.pipe(), "rw", strict=True))
-        process = stack.enter_context(_started("network", [namespace, hold.fileno()]))
         records = [*_records(spec), ("net", f"fd:{namespace}"), ("hold", str(hold.fileno()))]
+        descriptors = [namespace, hold.fileno()]
+        if uts is not None:
+            records.append(("uts", f"fd:{uts}"))
+            descriptors.append(uts)
+        process = stack.enter_context(_started("network", descriptors))
         hold.close()
         held = Hold(process, go, timeout)
         stack.callback(held.leave)

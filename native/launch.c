@@ -173,10 +173,10 @@ static int job_run(struct launch *launch) {
 
 static int criu_run(struct launch *launch) {
     static const struct action actions[] = {
-        RUN(CGROUP, cgroup_open),    RUN(CLONE, job_clone),       RUN(CGROUP, cgroups_join),
+        RUN(CGROUP, cgroup_open),    RUN(CLONE, job_clone),      RUN(CGROUP, cgroups_join),
         WAIT(CLONE, job_hear), /* its view is made */
-        RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),      WAIT(CLONE, job_tell),
-        RUN(EXEC, exec_await),       WAIT(EXEC, success_report),  WAIT(EXEC, criu_await),
+        RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),     WAIT(CLONE, job_tell),
+        RUN(EXEC, exec_await),       WAIT(EXEC, success_report), WAIT(EXEC, criu_await),
     };
     return actions_run(launch, actions, sizeof actions / sizeof *actions);
 }
@@ -197,7 +197,8 @@ static int network_run(struct launch *launch) {
         RUN(NETWORK, network_enter), RUN(LOCK, network_lock),      RUN(NETWORK, guests_put),
         RUN(NETWORK, uplink_set),    RUN(NETWORK, loopback_raise), WAIT(NETWORK, success_report),
         WAIT(NETWORK, hold_wait),    RUN(NETWORK, guests_drop),    RUN(CLOSE, outside_close),
-        RUN(LOCK, network_unlock),   WAIT(NETWORK, end_report),
+        RUN(LOCK, network_unlock),   RUN(SANDBOX, uts_enter),      RUN(SANDBOX, hostname_set),
+        WAIT(NETWORK, end_report),
     };
     int done = actions_run(launch, actions, sizeof actions / sizeof *actions);
     if (done < 0)
@@ -218,7 +219,11 @@ static int verb_run(struct launch *launch, enum verb verb) {
 }
 
 static enum verb verb_find(int count, char **words) {
-    static const char *const names[] = {[VERB_RUN] = "run", [VERB_MOUNT] = "mount", [VERB_UNMOUNT] = "unmount", [VERB_CRIU] = "criu", [VERB_NETWORK] = "network"};
+    static const char *const names[] = {[VERB_RUN] = "run",
+                                        [VERB_MOUNT] = "mount",
+                                        [VERB_UNMOUNT] = "unmount",
+                                        [VERB_CRIU] = "criu",
+                                        [VERB_NETWORK] = "network"};
     for (size_t i = 0; count == 2 && i < sizeof names / sizeof *names; i++)
         if (names[i] && !strcmp(words[1], names[i]))
             return (enum verb)i;
@@ -238,8 +243,15 @@ static int standard_open(void) {
 }
 
 int main(int count, char **words) {
-    static struct launch launch = {
-        .link = -1, .link_job = -1, .cgroup = -1, .userns = -1, .null = -1, .kdat = -1, .lock = -1, .listener = -1, .program = -1};
+    static struct launch launch = {.link = -1,
+                                   .link_job = -1,
+                                   .cgroup = -1,
+                                   .userns = -1,
+                                   .null = -1,
+                                   .kdat = -1,
+                                   .lock = -1,
+                                   .listener = -1,
+                                   .program = -1};
     enum verb verb = verb_find(count, words);
     const char *about = "";
     if (!verb || standard_open() < 0) {

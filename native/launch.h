@@ -158,6 +158,7 @@ int init_copy(struct launch *launch);
 int socket_listen(struct launch *launch);
 
 /* launch_sandbox.c */
+int uts_enter(struct launch *launch);
 int hostname_set(struct launch *launch);
 int descriptors_place(struct launch *launch);
 int signals_reset(struct launch *launch);

@@ -98,11 +98,18 @@ static int path_protect(struct launch *launch, const char *path) {
     return 0;
 }
 
-/* By an empty directory of the job's own: a tmpfs would cost every checkpoint a run of tar. */
-static int firmware_hide(struct launch *launch) {
+/* An empty directory of the job's own: a tmpfs would cost every checkpoint a run of tar.  Read-only roots have one. */
+static int empty_open(struct launch *launch) {
+    const struct pair options[] = {{"mode", "0555"}, {"size", "4k"}};
+    if (!launch->spec.upper)
+        return fs_mount("tmpfs", options, 2, 0, NULL);
     if ((mkdir("/.serac", 0755) < 0 && errno != EEXIST) || (mkdir(EMPTY, 0555) < 0 && errno != EEXIST))
-        return fail(launch, EMPTY);
-    autoclose int mount = fs_copy(EMPTY);
+        return -1;
+    return fs_copy(EMPTY);
+}
+
+static int firmware_hide(struct launch *launch) {
+    autoclose int mount = empty_open(launch);
     if (mount < 0 || fs_attributes(mount, SEALED | MOUNT_ATTR_RDONLY) < 0)
         return fail(launch, EMPTY);
     return covered(launch, fs_attach(mount, "/sys/firmware"), "/sys/firmware");

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,6 +20,11 @@
     (1u << CAP_CHOWN | 1u << CAP_DAC_OVERRIDE | 1u << CAP_FSETID | 1u << CAP_FOWNER | 1u << CAP_MKNOD |                \
      1u << CAP_NET_RAW | 1u << CAP_SETGID | 1u << CAP_SETUID | 1u << CAP_SETFCAP | 1u << CAP_SETPCAP |                 \
      1u << CAP_NET_BIND_SERVICE | 1u << CAP_SYS_CHROOT | 1u << CAP_KILL | 1u << CAP_AUDIT_WRITE)
+
+int uts_enter(struct launch *launch) {
+    int fd = launch->spec.uts_fd;
+    return fd >= 0 && setns(fd, CLONE_NEWUTS) < 0 ? fail(launch, "uts") : 0;
+}
 
 int hostname_set(struct launch *launch) {
     const char *name = launch->spec.hostname;

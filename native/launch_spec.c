@@ -113,6 +113,10 @@ static int parse_net(struct spec *spec, const struct pair *pair) {
     return spec->net == NET_GIVEN ? descriptor_parse(pair->key + 3, &spec->net_fd) : 0;
 }
 
+static int parse_uts(struct spec *spec, const struct pair *pair) {
+    return strncmp(pair->key, "fd:", 3) ? invalid() : descriptor_parse(pair->key + 3, &spec->uts_fd);
+}
+
 static int parse_hold(struct spec *spec, const struct pair *pair) {
     return descriptor_parse(pair->key, &spec->hold_fd);
 }
@@ -245,7 +249,8 @@ static const struct key {
     {"hold", 17, 0, ONCE, 1, .take = parse_hold},
     {"address", 17, 0, ONCE, 1, .take = parse_address},
     {"gateway", 17, 0, ONCE, 1, .take = parse_gateway},
-    {"hostname", 1, 0, ONCE, 1, AT(hostname), .take = check_hostname},
+    {"uts", 16, 0, ONCE, 1, .take = parse_uts},
+    {"hostname", 17, 0, ONCE, 1, AT(hostname), .take = check_hostname},
     {"rlimit", 1, 0, LIST, 16, AT(rlimits), .take = check_rlimit},
     {"shm", 9, 0, ONCE, 1, .take = parse_shm},
     {"allow", 1, 0, REPEATED, 64, .take = parse_allow},
@@ -322,8 +327,9 @@ static int whole_check(const struct spec *spec, enum verb verb, const size_t see
             return -1;
     bool network = verb == VERB_NETWORK, kept = spec->lock || spec->close || spec->guests.count;
     bool own = network ? spec->net == NET_GIVEN : spec->net == NET_PRIVATE;
-    if (together(about, !spec->upper == !spec->work, "work") < 0 || together(about, !network || own, "net") < 0 ||
-        together(about, !kept || spec->hold_fd >= 0, "hold") < 0 ||
+    if (together(about, !spec->upper == !spec->work, "work") < 0 ||
+        together(about, verb != VERB_NETWORK || (spec->uts_fd < 0) == !spec->hostname, "uts") < 0 ||
+        together(about, !network || own, "net") < 0 || together(about, !kept || spec->hold_fd >= 0, "hold") < 0 ||
         together(about, !spec->has_address || own, "address") < 0 ||
         together(about, !spec->has_gateway || spec->has_address, "gateway") < 0)
         return -1;
@@ -360,7 +366,13 @@ static int input_read(char *buffer, size_t room, size_t *size) {
 int spec_read(struct spec *spec, enum verb verb, const char **about) {
     static char buffer[LAUNCH_SPEC_MAX + 1];
     size_t size;
-    *spec = (struct spec){.net_fd = -1, .hold_fd = -1, .init_fd = -1, .keep_fd = -1, .std_fd = {-1, -1, -1}, .shm = SHM_DEFAULT};
+    *spec = (struct spec){.net_fd = -1,
+                          .uts_fd = -1,
+                          .hold_fd = -1,
+                          .init_fd = -1,
+                          .keep_fd = -1,
+                          .std_fd = {-1, -1, -1},
+                          .shm = SHM_DEFAULT};
     *about = "size";
     if (input_read(buffer, sizeof buffer, &size) < 0)
         return -1;

@@ -38,7 +38,7 @@ struct spec {
     struct list cgroup1, trees, lowers, overlay, binds, rlimits, writes, args, guests;
     uint32_t first, count; /* id range; count 0: the host's user namespace */
     enum net net;
-    int net_fd, hold_fd, init_fd, keep_fd, std_fd[3];  /* -1: not given */
+    int net_fd, uts_fd, hold_fd, init_fd, keep_fd, std_fd[3];  /* -1: not given */
     struct in_addr address, netmask, gateway; /* address 0: not given */
     bool has_address, has_gateway, has_shm;
     bool up, lock, close;

@@ -68,6 +68,7 @@
  *   up=1                     bring lo up
  *   close=1                  when the hold has ended, under the lock still: destroy every TCP connection of which an end is
  *                            neither loopback nor an address of the namespace; its holders find ECONNABORTED
+ *   uts=fd:N  hostname=NAME  when the hold has ended: the name of the host in that UTS namespace (both or none)
  *   hold=N                   after `ready`, wait for a byte from descriptor N; required with lock, guest and close.  End of
  *                            file: give up, that is, end what the hold keeps, close nothing, and fail with ECANCELED
  * All is done in this order, and undone in the opposite one.  Report: took=STEP:MICROSECONDS, ready=1 once everything is in

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import leftovers
 import pytest
-from roots import empty, inside
+from roots import empty, inside, shell, until
 
 from engine import Engine, JobSpec
 from engine.base import DirSource
@@ -71,7 +71,7 @@ def test_a_pause_gives_the_interface_back_and_a_resume_the_address(engine: Engin
     assert job.address is not None
     assert job.address.interface in interfaces()
     assert IP_FORWARD.read_text().strip() == "1"
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     assert leftovers.difference(idle, leftovers.settled(idle)) == []
     assert (IP_FORWARD.read_text(), STATE.exists()) == (forward, False)
     other = engine.run(JobSpec(base="small", name="b", net="bridge"))
@@ -85,11 +85,58 @@ def test_a_pause_gives_the_interface_back_and_a_resume_the_address(engine: Engin
 
 def test_a_fork_has_an_address_of_its_own(engine: Engine) -> None:
     job = engine.run(JobSpec(base="small", name="a", net="bridge"))
-    snapshot = engine.pause("a").snapshot
+    snapshot = engine.pause("a", mode="filesystem").snapshot
     engine.fork(snapshot, name="b")
     address = engine.job("b").address
     assert address not in (None, job.address)
-    assert inside(engine, "b", "hostname -i").split() == [address.job]  # type: ignore[union-attr]
+    assert inside(engine, "b", "hostname -i").split() == [address.job]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_connection_to_the_outside_is_kept_or_closed(engine: Engine, keep: bool) -> None:
+    with connected(engine, "a") as outside:
+        engine.pause("a", mode="process")
+        engine.resume("a", keep_tcp=keep)
+        if keep:
+            outside.sendall(b"after\n")
+        until(engine, "a", b"after\n" if keep else b"ended")
+        outside.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nothing came, neither an end nor a reset
+            outside.recv(1)
+
+
+def test_a_forks_connections_from_the_old_address_are_closed(engine: Engine) -> None:
+    with connected(engine, "a") as outside:
+        snapshot = engine.pause("a", mode="process").snapshot
+        engine.fork(snapshot, name="b", keep_tcp=True)
+        until(engine, "b", b"ended")
+        assert job_address(engine, "b") != job_address(engine, "a")
+        assert inside(engine, "b", "hostname; hostname -i").split() == ["b", job_address(engine, "b")]
+        assert job_address(engine, "a") not in inside(engine, "b", "ip -4 address")
+        engine.resume("a", keep_tcp=True)
+        outside.sendall(b"after\n")
+        until(engine, "a", b"after\n")
+
+
+def job_address(engine: Engine, name: str) -> str:
+    address = engine.job(name).address
+    assert address is not None
+    return address.job
+
+
+@contextlib.contextmanager
+def connected(engine: Engine, name: str) -> Iterator[socket.socket]:
+    """A job with a connection to a server on the host, which it prints what comes from, and ``ended`` at the end."""
+    client = "mkfifo /hold; sleep 1000 > /hold & nc $(ip route | sed -n 's/default via //; s/ .*//; 1p') PORT < /hold"
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        script = client.replace("PORT", str(server.getsockname()[1])) + "; echo ended; sleep 1000"
+        engine.run(shell(script, name=name, net="bridge"))
+        server.settimeout(30)
+        outside, _ = server.accept()
+        with outside:
+            outside.sendall(b"before\n")
+            until(engine, name, b"before\n")
+            yield outside
 
 
 def test_the_last_job_takes_all_of_it_away(engine: Engine) -> None:

@@ -16,6 +16,8 @@ from engine.model import Value
 
 LISTEN = 10
 """the state of a listening TCP socket: tcp_states.h"""
+_LEVEL = 1
+"""of the job's pid namespace, right below the one that /proc shows; a job's processes may have made others below"""
 _MESSAGE_QUEUES = 0x19800202
 """MQUEUE_MAGIC"""
 
@@ -86,7 +88,7 @@ class Seen(Value, frozen=True, kw_only=True):
 def look(pids: Sequence[int]) -> Seen:
     """See what a frozen job consists of; ``pids`` are the host's numbers of all its processes."""
     lines = {pid: procfs.status(pid) for pid in pids}
-    inside = {pid: int(found["NSpid"].split()[-1]) for pid, found in lines.items()}
+    inside = {pid: int(found["NSpid"].split()[_LEVEL]) for pid, found in lines.items()}
     order = sorted(pids, key=lambda pid: inside[pid])
     processes = tuple(_process(pid, lines[pid], inside) for pid in order)
     protocols = {held.protocol.lower()[:3] for process in processes for held in process.descriptors}
@@ -107,7 +109,7 @@ def _process(pid: int, lines: Mapping[str, str], inside: Mapping[int, int]) -> P
         pid=inside[pid],
         name=lines["Name"],
         parent=inside.get(parent, 0),
-        session=int(lines["NSsid"].split()[-1]),
+        session=int(lines["NSsid"].split()[_LEVEL]),
         state=state,
         threads=threads,
         tracer=int(lines["TracerPid"]),

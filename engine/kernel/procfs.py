@@ -120,10 +120,15 @@ def _inet_socket(table: str, fields: list[bytes]) -> InetSocket:
 
 
 def _address(field: bytes) -> tuple[bytes, int]:
-    """Address and port; the kernel prints addresses as 32-bit numbers in the machine's own order."""
+    """Address and port."""
     text, _, port = field.partition(b":")
+    return _plain(text), int(port, 16)
+
+
+def _plain(text: bytes) -> bytes:
+    """The kernel prints addresses as 32-bit numbers in the machine's own order."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
-    return b"".join(word.to_bytes(4, sys.byteorder) for word in words), int(port, 16)
+    return b"".join(word.to_bytes(4, sys.byteorder) for word in words)
 
 
 def unread(pid: int, table: str) -> dict[int, int]:
@@ -135,7 +140,7 @@ def unread(pid: int, table: str) -> dict[int, int]:
 
 def groups(pid: int) -> frozenset[bytes]:
     """The multicast groups, 4 or 16 bytes, that are joined in the network namespace of a process."""
-    found = {_address(fields[0])[0] for fields in map(bytes.split, _lines(pid, "igmp")) if len(fields[0]) == 8}
+    found = {_plain(fields[0]) for fields in map(bytes.split, _lines(pid, "igmp")) if len(fields[0]) == 8}
     found |= {bytes.fromhex(fields[2].decode()) for fields in map(bytes.split, _rows(pid, "igmp6"))}
     return frozenset(found)
 

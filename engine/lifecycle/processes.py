@@ -123,7 +123,7 @@ def launch_spec(root: Root, job: Job, view: ViewSpec) -> LaunchSpec:
         hostname=job.name,
         rlimits=_rlimits(),
         allow=job.spec.allow,
-        writes=_writes(root, job),
+        writes=identity(root, job),
         listen=f"{IO_INSIDE}/init.sock",
     )
 
@@ -136,8 +136,8 @@ def _rlimits() -> tuple[str, ...]:
     return tuple(f"{name}:{value}:{value}" for name, value in ((name, capped(name, RLIMITS[name])) for name in RLIMITS))
 
 
-def _writes(root: Root, job: Job) -> tuple[tuple[str, str], ...]:
-    """The files that tell a job who and where it is."""
+def identity(root: Root, job: Job) -> tuple[tuple[str, str], ...]:
+    """The files that tell a job who and where it is: path and content."""
     address = job.address.job if job.address else "127.0.1.1"
     hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{address} {job.name}\n"
     files = [("/etc/hostname", f"{job.name}\n"), ("/etc/hosts", hosts)]

@@ -136,9 +136,11 @@ def _network(root: Root, job: Job, image: ProcessImage, talk: criu.Talk, *, keep
         address=f"{address.job}/{address.prefix}" if address else None,
         gateway=address.gateway if address else None,
         close=image.connections and image.address is not None and (bool(guests) or not keep_tcp),
+        hostname=job.name,
     )
     with (
         process.namespace(pid, "net") as namespace,
-        launch.network(spec, namespace=namespace, timeout=root.timeout) as hold,
+        process.namespace(pid, "uts") as uts,
+        launch.network(spec, namespace=namespace, uts=uts, timeout=root.timeout) as hold,
     ):
         yield hold

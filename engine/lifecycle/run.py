@@ -65,7 +65,7 @@ def fork(
         generation = untold = None
         if back:
             job, generation = _bring_back(root, job, snapshot, keep_tcp=keep_tcp)
-            untold = wake.tell(root, job, generation)
+            untold = wake.introduce(root, job) or wake.tell(root, job, generation)
         else:
             first = sessions.renamed(snapshot.context, job.name, env).sessions
             job, missing = _begin(root, job, list(first))
