@@ -7,9 +7,10 @@ from the disk alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -48,13 +49,9 @@ def overlay(layers: Path, base: Path, chain: Sequence[str], upper: str | None) -
 
 
 def choose_strategy(job: Job, snapshot: Snapshot, *, snapshots: Iterable[Snapshot], jobs: Iterable[Job]) -> Strategy:
-    """Reuse the sealed layer as the job's upper again when it is the job's own newest and wanted by nobody else.
-
-    Not when the process image counts on files in it: criu takes them away while it restores, which may yet fail."""
+    """Reuse the sealed layer as the job's upper again when it is the job's own newest and wanted by nobody else."""
     top = snapshot.layers[-1]
     if job.snapshot != snapshot.id or snapshot.pinned or snapshot.job != job.id:
-        return "stack"
-    if snapshot.image is not None and snapshot.image.remaps:
         return "stack"
     wanted = any(top in other.layers for other in snapshots if other.id != snapshot.id)
     wanted = wanted or any(top in other.layers or top == other.upper for other in jobs if other.id != job.id)
@@ -135,6 +132,38 @@ def make_image(directory: Path, *, reader: int) -> Path:
     except OSError as error:
         raise from_os(error, "make place for the processes") from error
     return images
+
+
+def keep_files(directory: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Give files of the upper another name in image/remaps; ``names`` as they are. Raises OSError."""
+    kept = image(directory) / "remaps"
+    if names:
+        kept.mkdir()
+    for place, name in enumerate(names):
+        with _parent(directory / "upper", name) as parent:
+            os.link(os.path.basename(name), kept / str(place), src_dir_fd=parent, follow_symlinks=False)
+    return tuple(names)
+
+
+def put_back(directory: Path, names: Sequence[str]) -> None:
+    """Give the files of image/remaps the names that they had in the upper, where those are gone."""
+    for place, name in enumerate(names):
+        with _parent(directory / "upper", name) as parent, contextlib.suppress(FileExistsError):
+            kept = image(directory) / "remaps" / str(place)
+            os.link(kept, os.path.basename(name), dst_dir_fd=parent, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def _parent(top: Path, name: str) -> Iterator[int]:
+    """A descriptor of the directory of ``name``, which no link leads to: the upper is the job's."""
+    with contextlib.ExitStack() as stack:
+        fd = -1
+        for part in (os.fspath(top), *os.path.dirname(name).split("/")):
+            if part:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = os.open(part, flags, dir_fd=fd if fd >= 0 else None)
+                stack.callback(os.close, fd)
+        yield fd
 
 
 def drop_image(directory: Path) -> None:

@@ -240,8 +240,9 @@ class ProcessImage(Value, frozen=True, kw_only=True):
     """path of the init that runs in the job"""
     memory: int
     """bytes of the processes' pages"""
-    remaps: bool = False
-    """whether it counts on files that criu put into the layer, and takes away when it restores them"""
+    remaps: tuple[str, ...] = ()
+    """paths of files that criu put into the layer, and takes away when it restores them; image/remaps/N is another
+    name of each, by its place here"""
     connections: bool = False
     """whether there are TCP connections"""
     address: str | None = None

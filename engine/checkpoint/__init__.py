@@ -8,6 +8,7 @@ from engine.checkpoint.hostfacts import host_facts, judge_restore
 from engine.checkpoint.obstacles import REASONS, Obstacle
 from engine.checkpoint.options import dump_options, restore_options
 from engine.checkpoint.preflight import Seen, judge, look
+from engine.checkpoint.remaps import link_remaps
 from engine.checkpoint.rpc import DUMP, RESTORE, Conversation, CriuGone, Refused, settle
 from engine.checkpoint.stats import dump_times, restore_times
 
@@ -26,6 +27,7 @@ __all__ = [
     "host_facts",
     "judge",
     "judge_restore",
+    "link_remaps",
     "look",
     "restore_options",
     "restore_times",

@@ -118,7 +118,7 @@ def _describe(root: Root, job: Job, init: processes.Init, images: Path, *, conne
             host=checkpoint.host_facts(),
             init=init.program,
             memory=sum(entry.stat().st_size for entry in os.scandir(images) if entry.name.startswith("pages-")),
-            remaps=(images / "remap-fpath.img").exists(),
+            remaps=layers.keep_files(images.parent, checkpoint.link_remaps(images)),
             connections=connections,
             address=job.address.job if job.address is not None else None,
             shm=_keep_shm(init.pid, images),

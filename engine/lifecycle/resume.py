@@ -200,7 +200,10 @@ def undo(root: Root, job_id: str) -> bool:
     resuming = root.catalog.job_with(job_id)
     if resuming.state is JobState.RESUMING:
         processes.take_down(root, resuming)
-        _put_paused(root, resuming, root.catalog.snapshot(resuming.snapshot or ""))
+        snapshot = root.catalog.snapshot(resuming.snapshot or "")
+        if snapshot.image is not None and resuming.upper == snapshot.layers[-1]:
+            layers.put_back(root.layer(resuming.upper), snapshot.image.remaps)
+        _put_paused(root, resuming, snapshot)
     return resuming.state in (JobState.RESUMING, JobState.PAUSED)
 
 
