@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import secrets
 import stat
@@ -22,6 +23,8 @@ from pathlib import Path
 
 from engine.errors import Busy, from_os
 
+SHALLOW = 256
+"""entries of a directory that are removed one by one"""
 _POLL = 0.005
 """seconds between two tries to get a lock: flock has no timeout of its own"""
 
@@ -185,7 +188,23 @@ def remove_tree(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError:
-        _remove_full(path)
+        _remove_shallow(path)
+        if os.path.lexists(path):
+            _remove_full(path)
+
+
+def _remove_shallow(path: Path) -> None:
+    """What holds a few files, and directories of a few, goes without another program."""
+    with contextlib.suppress(OSError):  # more is in it, or it isn't ours to remove: the other program finds out
+        entries = list(itertools.islice(os.scandir(path), SHALLOW))
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                for below in list(itertools.islice(os.scandir(entry.path), SHALLOW)):
+                    os.unlink(below.path)
+                os.rmdir(entry.path)
+            else:
+                os.unlink(entry.path)
+        os.rmdir(path)
 
 
 def _remove_full(path: Path) -> None:
