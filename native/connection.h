@@ -19,7 +19,7 @@ struct connection {
     bool inside;  /* the peer lives in this pid namespace */
     bool trusted; /* it may send everything */
     bool broken;  /* to be closed at its next turn */
-    bool handed;  /* a holder has it now */
+    bool handed;  /* a holder has it now, or it is closed without more ado */
 
     struct session *view;     /* attached to it */
     struct session *starting; /* waits for it to start */

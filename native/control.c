@@ -198,13 +198,13 @@ static void close_others(void) {
     }
 }
 
-/* Whether anything of the session still leads out of the job; if so, it is made an end of. */
+/* Whether anything of the session leads out of the job still; if so, an end is made of it. */
 static bool leads_out(struct session *session) {
     if (session->guests && !session->unquiet)
         holder_quiet(session);
-    if (session->spec.lent && session->state != ENDED)
-        session_signal(session, SIGKILL);
-    return session->guests || session->unquiet || (session->spec.lent && session->state != ENDED);
+    if (session_lends(session))
+        kill(session->state == STARTING ? session->pid : -session->group, SIGKILL);
+    return session->guests || session->unquiet || session_lends(session);
 }
 
 /* Those who wait to be let in are let in and out again: nothing of theirs may hang on the socket. */
@@ -224,7 +224,9 @@ void control_quiet(void) {
         return;
     turn_away();
     connection_send(quiescing, &(struct message){.type = M_OK}, NULL);
-    connection_part(quiescing);
+    /* Not shut down before it is closed: when the peer hears that, the descriptor is gone. */
+    quiescing->handed = quiescing->broken = true;
+    connection_wait(quiescing);
 }
 
 static void quiesce(struct connection *connection) {

@@ -39,6 +39,7 @@ static void reap(void) {
     int status;
     for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG | __WALL)) > 0;)
         session_child_ended(pid, status);
+    sessions_settle();
 }
 
 static void forward(int number) {

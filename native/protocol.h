@@ -54,8 +54,26 @@
  *   kdat=PATH                a copy of the file PATH, if it is there, at /run/criu.kdat
  *   pidfile=N:PATH           criu doesn't die with the engine.  PATH holds "PID N": its pid, and the number under which it
  *                            keeps the engine's end of its socket open; the file is locked (flock) as long as it lives
+ *   preload=PATH             a library for its LD_PRELOAD: serac-userfaultfd.so, for a restore that `serac-launch pages` serves
  *   program=PATH  arg=STRING..   what is executed, with the environment of serac-launch
  * Report: pid=N (criu's), took=STEP:MICROSECONDS, ready=1 when criu has been executed; or step/errno/path.
+ *
+ * `serac-launch pages` brings memory in while a job runs, as `criu lazy-pages` would.  It is a guard and its child, a pager,
+ * which stay when serac-launch has ended; while one of them lives nobody reads a zero for a page that is missing.  Keys:
+ *   cgroup=PATH              cgroup v2 directory for the two; not below the job's, with which they must not stand still
+ *   images=N                 directory of criu's image
+ *   tasks=N                  listening unix socket: lazy-pages.socket in the working directory of a criu that restores the
+ *                            image with lazy_pages
+ *   door=N                   listening unix socket, /run/serac/pages.door in the job: who connects gets /dev/userfaultfd, which
+ *                            processes in a user namespace may not open.  Absent: they need it not.  Its name has to be gone
+ *                            before the job runs
+ *   group=N                  the job's cgroup v2 directory
+ *   status=N                 a file, locked (flock) by the caller and then by the two as long as they live: in the end it has
+ *                            one line, `done` or `failed: WHY`; empty: neither could say
+ *   hold=N                   stream socket: a byte says that all processes were handed over and may run.  End of file before
+ *                            that: give up
+ * Whatever goes wrong: all of the job is killed (cgroup.kill), and gone, before missing pages can be read as zeros.
+ * Report: pid=N (the guard's), took=STEP:MICROSECONDS, ready=1; or step/errno/path, steps: spec cgroup clone pages.
  *
  * `serac-launch network` works in a network namespace that is another's, with the rights of its caller:
  *   net=fd:N                 the namespace
@@ -97,7 +115,8 @@
  * An attached one is closed by init after the last message of its session, so an M_EXIT that more follows is of an
  * earlier life of a session that came back.  Input for a session that takes none (any more) is dropped; input for one
  * that another connection feeds is EBUSY; after M_QUIESCE the first attached one that sends M_INPUT, be it empty, or
- * M_INPUT_END feeds it, and is then the one that is waited for when it lags.
+ * M_INPUT_END feeds it, and is then the one that is waited for when it lags.  M_ATTACHED to a session with stdin=1 says
+ * how many bytes of M_INPUT it took (or dropped) since it began, so that who fed it knows what to send again.
  * M_QUIESCE lets starts that are under way be answered, takes what attached ones have sent already as far as there is
  * room for it, kills the sessions with lent files, and is answered when they are reaped and every connection is closed but
  * those that ask from inside: their answer comes after the pause.  From then on, until somebody connects again, no process
@@ -154,8 +173,7 @@ enum message_type {
     M_START = 2,    /* client: payload session spec */
     M_STARTED = 3,  /* init: `session` id, payload records pid=N */
     M_ATTACH = 4,   /* client: `session`, `offset` = where to begin; ~0 = only what comes; ~0-1 = last 64 KiB */
-    M_ATTACHED = 5, /* init: `session`, `offset` = where it really begins; payload the session's status records and, of one
-                       with stdin=1, taken=N: bytes of M_INPUT that it took or dropped so far */
+    M_ATTACHED = 5, /* init: `session`, `offset` = where it really begins; payload status records, taken=N */
     M_OUTPUT = 6,   /* init: `session`, `stream` 1 or 2 (a terminal: 1), `offset`, `time`, payload bytes */
     M_STEP = 7,     /* init: `stream` 0 begins, 1 completed, 2 failed; payload: the step's name */
     M_EXIT = 8,     /* init: payload records exit=N or signal=N; the last of a session */

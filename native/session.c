@@ -64,8 +64,19 @@ static void session_free(struct session *session) {
     free(session);
 }
 
+bool session_lends(const struct session *session) {
+    return session->spec.lent && (session->state != ENDED || kill(-session->group, 0) == 0);
+}
+
+void sessions_settle(void) {
+    for (size_t place = 0; place < session_places; place++)
+        if (table[place] && table[place]->spec.lent)
+            session_unwatched(table[place]);
+    control_quiet();
+}
+
 void session_unwatched(struct session *session) {
-    if (session->state == ENDED && !session->views && !session->holder)
+    if (session->state == ENDED && !session->views && !session->holder && !session_lends(session))
         session_free(session);
     else
         log_rest(&session->log);
@@ -113,6 +124,8 @@ static void end(struct session *session, int status) {
     connections_changed(session);
     if (session->id == 0)
         init_main_ended(status);
+    if (session->spec.lent)
+        kill(-session->group, SIGKILL);
     session_unwatched(session);
     control_quiet();
 }
@@ -312,7 +325,7 @@ static int start_process(struct session *session, const char **what) {
     if (loop_watch(&session->report, EPOLLIN) < 0)
         return -1;
     *what = "fork";
-    session->pid = spawn_process(session, told);
+    session->pid = session->group = spawn_process(session, told);
     return session->pid < 0 ? -1 : 0;
 }
 

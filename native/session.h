@@ -26,6 +26,7 @@ struct session {
     pid_t pid;     /* its process, or the running step's; 0: none just now */
     size_t step;   /* which of spec.steps runs */
     int cancelled; /* a signal that came between two steps */
+    pid_t group;   /* with lent files: nobody of this process group outlives the session */
     uint64_t started, ended;
     int status; /* as wait(2) gives it */
 
@@ -75,6 +76,12 @@ void session_unwatched(struct session *session);
 
 /* A session has ended.  The files of the last ones are kept, those of earlier ones removed. */
 void session_retire(uint32_t id);
+
+/* Whether a process with its lent files may still be there. */
+bool session_lends(const struct session *session);
+
+/* After children were reaped: sessions go of which the last process is gone. */
+void sessions_settle(void);
 
 /* How many haven't ended, and whether any is still in the table. */
 unsigned sessions_live(void);

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
-import tarfile
 import time
 
 from engine import cgroup, store
@@ -65,6 +64,8 @@ def tell(root: Root, job: Job, generation: str) -> str | None:
 
 def introduce(root: Root, job: Job) -> str | None:
     """Tell the files of a fork who and where it is; why that came to nothing. What runs in it has the old ones open."""
+    import tarfile
+
     from engine.lifecycle import transfer
 
     stream = io.BytesIO()

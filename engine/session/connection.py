@@ -236,7 +236,7 @@ class Connection:
         lent files have ended then, and no process of the job holds what a client brought along."""
         self._request(Message(type=Type.QUIESCE), Type.OK)
         while self._receive() is not None:
-            pass
+            pass  # its end comes when init has closed it
         self.close()
 
     def fileno(self) -> int:

@@ -1,0 +1,236 @@
+"""Clients that are attached when a job is paused: told, waiting for its resume, or not noticing a pause that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from commands import Command, serac, up
+from roots import wait_for
+from terminals import Terminal
+
+from engine import Engine, JobSpec, Step, session
+from engine.model import Mode
+from engine.session import Output
+
+__all__ = ["serac", "up"]  # fixtures
+
+pytestmark = pytest.mark.root
+
+COUNT = "n=0; while :; do n=$((n + 1)); echo $n; test -e /last && exit 7; sleep 0.01; done"
+"""a command whose output has to be gapless"""
+
+
+@contextlib.contextmanager
+def watching(serac: Command, *words: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(serac.words(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def hang_up(engine: Engine, name: str) -> None:
+    """What a pause does before the freeze, and all that a client sees of one that fails."""
+    with session.connect(engine.config.root / "jobs" / engine.job(name).id / "io", timeout=30) as connection:
+        connection.quiesce()
+
+
+def gapless(first: int, output: str) -> int:
+    """The last of the numbers, which follow ``first`` one by one."""
+    numbers = [int(line) for line in output.splitlines()]
+    assert numbers == list(range(first, first + len(numbers)))
+    return numbers[-1]
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "--name", "counts", "--", "sh", "-c", COUNT], ["exec", "up", "--", "sh", "-c", COUNT]], ids=str
+)
+def test_a_client_outlives_pauses_that_fail(serac: Command, engine: Engine, up: str, words: list[str]) -> None:
+    job = "counts" if words[0] == "run" else up
+    with watching(serac, *words) as process:
+        for _ in range(3):
+            hang_up(engine, job)
+        serac.good("exec", job, "--", "touch", "/last")
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (7, "")
+    assert gapless(2, output) > 2
+
+
+def test_a_pause_that_fails_loses_no_input(serac: Command, engine: Engine, up: str) -> None:
+    """More than the pipe holds, to a command that takes it only afterwards."""
+    data = os.urandom(12 << 20)
+    script = "echo ready; until test -e /go; do sleep 0.01; done; cat | md5sum"
+    process = subprocess.Popen(
+        serac.words("exec", up, "--", "sh", "-c", script), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.stdin.write(data[: 512 << 10])
+        hang_up(engine, up)
+        process.stdin.write(data[512 << 10 : 700 << 10])
+        hang_up(engine, up)
+        serac.good("exec", up, "--", "touch", "/go")
+        output, _ = process.communicate(data[700 << 10 :], timeout=60)
+    assert process.returncode == 0
+    assert output.split()[0].decode() == hashlib.md5(data).hexdigest()
+
+
+def test_a_terminal_outlives_a_pause_that_fails(serac: Command, engine: Engine, up: str) -> None:
+    with Terminal(serac.root, "exec", "-t", up, "--", "sh", rows=33, columns=111) as user:
+        user.type("colour=blue; echo he''re\r")
+        user.expect("here")
+        hang_up(engine, up)
+        user.type("echo still $colour; stty size\r")
+        user.expect("still blue")
+        user.expect("33 111")
+        user.resize(44, 122)
+        user.type("until stty size | grep -qx '44 122'; do sleep 0.05; done; echo follo''wed\r")
+        user.expect("followed")
+        user.type("exit 9\r")
+        assert user.wait() == 9
+
+
+@pytest.mark.parametrize(("mode", "lives"), [("filesystem", 2), ("process", 1)])
+def test_a_client_waits_for_the_resume(serac: Command, engine: Engine, mode: Mode, lives: int) -> None:
+    script = "echo life; until test -e /last; do sleep 0.01; done; exit 7"
+    with watching(serac, "run", "--wait", "--name", "w", "--", "sh", "-c", script) as process:
+        engine.pause("w", mode=mode)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "job w was paused; waiting for its resume, ctrl-c leaves\n"
+        engine.resume("w")
+        serac.good("exec", "w", "--", "touch", "/last")
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (7, "life\n" * (lives - 1), "")
+
+
+def test_output_goes_on_after_a_pause_with_processes(serac: Command, engine: Engine, up: str) -> None:
+    with watching(serac, "exec", "--wait", up, "--", "sh", "-c", COUNT) as process:
+        for _ in range(2):
+            engine.pause(up, mode="process")
+            engine.resume(up)
+        serac.good("exec", up, "--", "touch", "/last")
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 7
+    assert gapless(2, output) > 2
+
+
+def test_input_goes_on_after_a_pause_with_processes(serac: Command, engine: Engine, up: str) -> None:
+    data = os.urandom(1 << 20)
+    process = subprocess.Popen(
+        serac.words(
+            "exec", "--wait", up, "--", "sh", "-c", "echo ready; until test -e /go; do sleep 0.01; done; md5sum"
+        ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.stdin.write(data[: 300 << 10])
+        engine.pause(up, mode="process")
+        engine.resume(up)
+        serac.good("exec", up, "--", "touch", "/go")
+        output, _ = process.communicate(data[300 << 10 :], timeout=60)
+    assert output.split()[0].decode() == hashlib.md5(data).hexdigest()
+
+
+@pytest.mark.parametrize("mode", ["filesystem", "process"])
+def test_attach_waits_and_sends_the_window_again(serac: Command, engine: Engine, up: str, mode: Mode) -> None:
+    number = serac.good("exec", "-t", "-d", up, "--", "sh").strip()
+    with Terminal(serac.root, "attach", "--wait", up, number, rows=31, columns=99) as user:
+        user.type("echo he''re\r")
+        user.expect("here")
+        engine.pause(up, mode=mode)
+        user.expect("waiting for its resume")
+        user.resize(31, 98)
+        engine.resume(up)
+        user.type("until stty size | grep -qx '31 98'; do sleep 0.05; done; echo follo''wed\r")
+        user.expect("followed")
+        user.type("exit 5\r")
+        assert user.wait() == 5
+
+
+def test_who_waits_may_leave(serac: Command, engine: Engine, up: str) -> None:
+    with Terminal(serac.root, "exec", "-t", "--wait", up, "--", "sh") as user:
+        user.type("echo he''re\r")
+        user.expect("here")
+        engine.pause(up)
+        user.expect("waiting for its resume")
+        user.type("\x03")
+        assert user.wait() == 130
+
+
+def test_a_session_that_does_not_come_back_is_missed(serac: Command, engine: Engine, up: str) -> None:
+    with watching(serac, "exec", "--wait", up, "--", "sh", "-c", "echo ready; sleep 900") as process:
+        engine.pause(up, mode="filesystem")
+        engine.resume(up)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 203
+    assert "serac: session 1 of job up ended with a pause, it didn't come back" in errors.splitlines()
+
+
+def test_logs_follow_through_pauses(serac: Command, engine: Engine) -> None:
+    serac.good("run", "--detach", "--name", "counts", "--", "sh", "-c", COUNT)
+    with watching(serac, "logs", "-f", "counts") as told, watching(serac, "logs", "-f", "--wait", "counts") as waits:
+        hang_up(engine, "counts")
+        engine.pause("counts", mode="filesystem")
+        output, errors = told.communicate(timeout=30)
+        assert (told.returncode, errors.splitlines()[0]) == (220, "serac: job counts was paused")
+        assert gapless(2, output) > 2
+        engine.resume("counts")
+        serac.good("exec", "counts", "--", "touch", "/last")
+        output, _ = waits.communicate(timeout=30)
+    assert waits.returncode == 0
+    assert "\n1\n2\n" in output  # in this mode the command began again
+    before = output[: output.rindex("\n1\n") + 1]
+    assert gapless(2, before) > 2
+    assert gapless(1, output[len(before) :]) > 1
+
+
+def test_attach_to_a_paused_job_is_told(serac: Command, engine: Engine, up: str) -> None:
+    engine.pause(up)
+    assert serac.error("attach", up) == (
+        220,
+        ["serac: job up was paused", "hint: `serac resume up`, `serac attach up`"],
+    )
+
+
+def runs(engine: Engine, job: str, step: str) -> bool:
+    return engine.sessions(job)[0].step == step
+
+
+def test_each_step_may_hold_its_terminal_over_a_pause(engine: Engine) -> None:
+    """criu wants who holds /dev/tty to be older than who has its master."""
+    script = "exec 9<> /dev/tty; read line <&9; echo STEP $line >&9"
+    steps = tuple(Step(name=name, script=script.replace("STEP", name)) for name in ("one", "two", "three"))
+    job = engine.run(JobSpec(base="small", name="steps", steps=steps, tty=True), terminal=(33, 99))
+    offset = 0
+    for step in steps:
+        wait_for(functools.partial(runs, engine, job.id, step.name))
+        engine.pause(job.id, mode="process")
+        engine.resume(job.id)
+        with engine.attach(job.id, offset=offset) as connection:
+            connection.send(b"line\n")
+            events = connection.events()
+            seen = b""
+            while f"{step.name} line".encode() not in seen:
+                event = next(events)
+                offset = event.end
+                seen += event.data if isinstance(event, Output) else b""
+    assert engine.wait(job.id, timeout=30).status == 0
