@@ -33,6 +33,7 @@ Net = Literal["none", "host", "bridge"]
 UserNs = Literal["private", "host"]
 Strategy = Literal["reuse", "stack"]
 Mode = Literal["auto", "process", "filesystem"]
+Memory = Literal["auto", "eager", "lazy"]
 
 
 class JobState(enum.StrEnum):
@@ -191,6 +192,14 @@ class Layer(Value, frozen=True, kw_only=True):
     created: float = 0.0
 
 
+class Loading(Value, frozen=True, kw_only=True):
+    """Where the memory of a job comes from that runs already."""
+
+    snapshot: str
+    keep: bool = False
+    """whether the snapshot stays when all is in"""
+
+
 class Job(Value, frozen=True, kw_only=True):
     id: str
     name: str
@@ -206,6 +215,8 @@ class Job(Value, frozen=True, kw_only=True):
     """the snapshot it was last paused to, or is being resumed from"""
     pending: tuple[SessionSpec, ...] = ()
     """sessions that a resume has still to start; not empty only between its commit and its end"""
+    loading: Loading | None = None
+    """after a lazy resume, until it was seen that all memory is in; with ``failed``, it never came"""
     address: Address | None = None
     created: float = 0.0
     started: float | None = None
@@ -232,6 +243,17 @@ class HostFacts(Value, frozen=True, kw_only=True):
     """the flags that processes may have come to rely on"""
 
 
+class Placement(Value, frozen=True, kw_only=True):
+    """Of one thread that was placed otherwise than the job's init."""
+
+    thread: int
+    """its number in the job"""
+    cpus: tuple[int, ...] = ()
+    """those that it may run on; () = the same as init"""
+    ioprio: int = 0
+    """as ioprio_get(2) has it"""
+
+
 class ProcessImage(Value, frozen=True, kw_only=True):
     """What criu dumped of a job's processes, in ``layers/<id>/image`` of the layer that the pause sealed."""
 
@@ -249,6 +271,8 @@ class ProcessImage(Value, frozen=True, kw_only=True):
     """of the job in the bridge's network, to which connections are bound"""
     shm: bool = False
     """whether /dev/shm had anything in it"""
+    placements: tuple[Placement, ...] = ()
+    """of threads that may not run everywhere, or have an I/O priority: criu forgets both"""
     logs: dict[str, int] = {}
     """what belongs to sessions in the job's io directory at the cut: file -> bytes"""
 
@@ -333,6 +357,10 @@ class ResumeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     """of processes that were brought back: what /run/serac/generation says"""
     untold: str | None = None
     """why the job's ``on_resume`` or ``resume_signal`` came to nothing"""
+    memory: Literal["eager", "lazy"] | None = None
+    """how the memory of processes came back"""
+    eager_because: str | None = None
+    """why ``auto`` wasn't lazy"""
     timings: dict[str, float] = {}
 
 
@@ -349,6 +377,10 @@ class TakeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     job: str
     snapshot: str
     generation: str | None
+    memory: Literal["eager", "lazy"] | None = None
+    """how the memory of processes came back"""
+    eager_because: str | None = None
+    """why ``auto`` wasn't lazy"""
     timings: dict[str, float]
     sizes: dict[str, int]
 

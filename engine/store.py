@@ -196,15 +196,19 @@ def remove_tree(path: Path) -> None:
 def _remove_shallow(path: Path) -> None:
     """What holds a few files, and directories of a few, goes without another program."""
     with contextlib.suppress(OSError):  # more is in it, or it isn't ours to remove: the other program finds out
-        entries = list(itertools.islice(os.scandir(path), SHALLOW))
-        for entry in entries:
+        for entry in _some(path):
             if entry.is_dir(follow_symlinks=False):
-                for below in list(itertools.islice(os.scandir(entry.path), SHALLOW)):
+                for below in _some(entry.path):
                     os.unlink(below.path)
                 os.rmdir(entry.path)
             else:
                 os.unlink(entry.path)
         os.rmdir(path)
+
+
+def _some(path: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(path) as entries:
+        return list(itertools.islice(entries, SHALLOW))
 
 
 def _remove_full(path: Path) -> None:

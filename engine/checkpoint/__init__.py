@@ -7,10 +7,12 @@ from engine.checkpoint.explain import explain
 from engine.checkpoint.hostfacts import host_facts, judge_restore
 from engine.checkpoint.obstacles import REASONS, Obstacle
 from engine.checkpoint.options import dump_options, restore_options
+from engine.checkpoint.placing import place
 from engine.checkpoint.preflight import Seen, judge, look
 from engine.checkpoint.remaps import link_remaps
 from engine.checkpoint.rpc import DUMP, RESTORE, Conversation, CriuGone, Refused, settle
 from engine.checkpoint.stats import dump_times, restore_times
+from engine.checkpoint.timers import keep_running
 
 __all__ = [
     "DUMP",
@@ -27,8 +29,10 @@ __all__ = [
     "host_facts",
     "judge",
     "judge_restore",
+    "keep_running",
     "link_remaps",
     "look",
+    "place",
     "restore_options",
     "restore_times",
     "settle",

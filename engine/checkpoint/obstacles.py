@@ -34,11 +34,14 @@ _ELSEWHERE = "resume it on a host like the one it was paused on, or with --mode 
 _FILES = "resume it with --mode filesystem"
 
 PREFLIGHT = {
+    "deleted-attributes": Reason(what="holds a deleted file that has extended attributes", remedy=_CLOSE),
     "device": Reason(what="holds a device open", remedy=_CLOSE),
+    "eventfd": Reason(what="holds an eventfd that is a semaphore, or has counted to 2^32", remedy=_CLOSE),
     "host-network": Reason(what="is in the host's network", remedy="run the job with --net none or bridge"),
     "keyring": Reason(what="may have keys in a keyring", remedy=_DENY),
     "landlock": Reason(what="holds a Landlock ruleset, or may be bound by one", remedy=_DENY),
     "leaderless": Reason(what="goes on though its first thread has ended", remedy=_STOP),
+    "long-path": Reason(what="has a file or directory open whose path is too long", remedy=_CLOSE),
     "memfd-program": Reason(what="executes a program that lies in memory (memfd)", remedy="start it from a file"),
     "message-queue": Reason(what="holds a POSIX message queue", remedy=_CLOSE),
     "mptcp": Reason(what="holds a multipath TCP socket", remedy="switch it off; in Go: GODEBUG=multipathtcp=0"),
@@ -47,7 +50,11 @@ PREFLIGHT = {
         what="is another user's, and this host doesn't let serac read its limits",
         remedy="run the job with --userns private, or serac with CAP_SYS_RESOURCE",
     ),
+    "outside-socket": Reason(what="has a unix socket that leads out of the job", remedy=_CLOSE, passing=True),
     "perf-event": Reason(what="holds a performance counter", remedy=_DENY),
+    "process-directory": Reason(
+        what="holds a directory /proc/PID open, or works in it", remedy="leave it, or use --mode filesystem"
+    ),
     "seccomp-listener": Reason(what="listens to a seccomp filter's notifications", remedy=_CLOSE),
     "shared-directories": Reason(what="has its directories in common with its parent (CLONE_FS)", remedy=_STOP),
     "thread-apart": Reason(what="has a thread with descriptors or directories of its own", remedy=_STOP),
@@ -72,6 +79,9 @@ PREFLIGHT = {
     "tcp-in-flight": Reason(
         what="has a TCP connection that is being opened, accepted or closed", remedy=_AGAIN, passing=True
     ),
+    "unread-events": Reason(
+        what="has events of watched files to read, which a checkpoint would drop", remedy=_AGAIN, passing=True
+    ),
     "unread-datagrams": Reason(
         what="has datagrams to read, which a checkpoint would drop", remedy=_AGAIN, passing=True
     ),
@@ -86,11 +96,9 @@ LOG = {
     "damaged-image": Reason(what="has an image that criu can't read", remedy=_FILES),
     "epoll": Reason(what="waits by epoll for what it has closed and another process holds", remedy=_CLOSE),
     "file-lock": Reason(what="has a file lock in common with somebody outside the job", remedy=_CLOSE),
-    "long-path": Reason(what="has a file or directory open whose path is too long", remedy=_CLOSE),
     "mapping": Reason(what="has something mapped that criu doesn't know", remedy=_STOP),
     "no-memory": Reason(what="needs more memory than there is", remedy="stop other jobs, or use --mode filesystem"),
     "no-space": Reason(what="needs more disk space", remedy="free some: `serac rm`, `serac snapshot rm`"),
-    "outside-socket": Reason(what="has a unix socket that leads out of the job", remedy=_CLOSE),
     "terminal": Reason(what="holds a terminal in a way that criu doesn't know", remedy=_STOP),
     "unix-in-flight": Reason(
         what="has unix socket connections to accept, or messages that carry more than data",

@@ -53,9 +53,10 @@ def dump_options(*, images: int, work: int, pid: int, cgroup: str, timeout: int)
     }
 
 
-def restore_options(*, images: int, work: int) -> Mapping[str, Any]:
+def restore_options(*, images: int, work: int, lazily: bool = False) -> Mapping[str, Any]:
     """``work``: descriptor of the directory for the log, for one image may be restored several times at once. criu sees
-    the job's root and the rest where serac-launch puts them (native/protocol.h)."""
+    the job's root and the rest where serac-launch puts them (native/protocol.h). ``lazily``: it leaves out the memory
+    that can come later, and tells who listens at lazy-pages.socket in ``work``."""
     return {
         **_SHARED,
         "images_dir_fd": images,
@@ -63,4 +64,5 @@ def restore_options(*, images: int, work: int) -> Mapping[str, Any]:
         "log_file": "restore.log",
         "root": "/run/root",
         "external": ("mnt[io]:/run/io", "mnt[shm]:/run/shm"),
+        "lazy_pages": lazily,
     }

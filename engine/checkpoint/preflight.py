@@ -5,13 +5,15 @@ What only criu finds out, at the cost of a dump that fails, `engine.checkpoint.e
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Collection, Iterator
 
 from engine.checkpoint.obstacles import REASONS, Obstacle, obstacle
-from engine.checkpoint.seen import LISTEN, Descriptor, Process, Seen, look
+from engine.checkpoint.seen import Descriptor, Process, Seen, look
 from engine.checkpoint.trees import Member, without_leader
-from engine.kernel.procfs import InetSocket
+from engine.kernel.procfs import TOO_LONG, InetSocket
+from engine.kernel.sockstat import LISTEN
 from engine.kernel.statx import Statx
 from engine.model import Net, UserNs
 
@@ -44,6 +46,8 @@ _PROTOCOLS = frozenset(
     {"TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "RAW", "RAWv6", "PING", "PINGv6"}
     | {"UNIX", "UNIX-STREAM", "NETLINK", "PACKET"}
 )
+_PROCESS = re.compile(r"/proc/\d+")
+_COUNTER_MAX = (1 << 32) - 1
 _DEVICES = {1: frozenset({3, 5, 7, 8, 9}), 5: frozenset({0, 2}), 136: None}
 """major number -> minor ones that criu knows, None = all: memory devices, /dev/tty and ptmx, pseudo-terminals"""
 
@@ -65,7 +69,7 @@ _ESTABLISHED, _SYN_SENT, _SYN_RECEIVED, _FIN_WAIT1, _CLOSE_WAIT, _LAST_ACK, _CLO
 
 
 def judge(seen: Seen, *, userns: UserNs, net: Net, capable: bool, allow: Collection[str] = ()) -> tuple[Obstacle, ...]:
-    """What stands in the way of a checkpoint; () = nothing that can be seen.
+    """What stands in the way of a checkpoint, first what will not pass by itself; () = nothing that can be seen.
 
     ``capable``: whether serac has CAP_SYS_RESOURCE; ``allow``: as in `JobSpec`."""
     found = [obstacle(group, why) for group, why in _UNSEEN.items() if group in allow]
@@ -80,7 +84,8 @@ def judge(seen: Seen, *, userns: UserNs, net: Net, capable: bool, allow: Collect
         found += [
             _about(process, reason, held) for held in process.descriptors if (reason := _of_descriptor(held, seen))
         ]
-    return (*found, *_of_network(seen, net))
+    found += _of_network(seen, net)
+    return tuple(sorted(found, key=lambda one: REASONS[one.reason].passing))
 
 
 def _about(process: Process, reason: str, held: Descriptor | None = None) -> Obstacle:
@@ -110,6 +115,10 @@ def _of_process(process: Process, init: Process, *, lost: bool, others: bool) ->
         yield "thread-timer"
     if process.program.startswith("/memfd:"):
         yield "memfd-program"
+    if process.directory == TOO_LONG:
+        yield "long-path"
+    if _PROCESS.fullmatch(process.directory):
+        yield "process-directory"
     if lost:
         yield "session"
 
@@ -117,9 +126,12 @@ def _of_process(process: Process, init: Process, *, lost: bool, others: bool) ->
 def _of_descriptor(held: Descriptor, seen: Seen) -> str | None:
     kind, _, name = held.link.partition(":")
     if kind == "anon_inode":
-        return _ANONYMOUS.get(name, "descriptor")
+        lost = held.counter[0] > _COUNTER_MAX or held.counter[1]
+        return "eventfd" if lost else "unread-events" if held.unread else _ANONYMOUS.get(name, "descriptor")
     if held.protocol:
         return _of_socket(held, seen)
+    if held.link == TOO_LONG:
+        return "long-path"
     return None if held.file is None else _of_file(held, held.file, seen)
 
 
@@ -128,6 +140,10 @@ def _of_socket(held: Descriptor, seen: Seen) -> str | None:
         return "mptcp"
     if held.protocol not in _PROTOCOLS:
         return "socket"
+    if held.protocol.startswith("UNIX") and held.inode not in seen.unix:
+        return "outside-socket"
+    if held.tcp and held.tcp.state == _SYN_SENT:
+        return "tcp-in-flight"
     return "unread-datagrams" if seen.unread.get(held.inode) else None
 
 
@@ -140,6 +156,10 @@ def _of_file(held: Descriptor, file: Statx, seen: Seen) -> str | None:
         return None
     if not file.links and file.blocks * 512 > GHOST_LIMIT:
         return "large-deleted-file"
+    if held.attributes:
+        return "deleted-attributes"
+    if _PROCESS.fullmatch(held.link):
+        return "process-directory"
     if stat.S_ISBLK(file.mode) or (stat.S_ISCHR(file.mode) and not _known(file.device)):
         return "device"
     return None if file.mount in seen.mounts else "outside-file"
@@ -169,12 +189,11 @@ def _written(address: bytes) -> str:
 
 def _of_inet_socket(socket: InetSocket, net: Net) -> str | None:
     """Who isn't of the job loses its connections, and its datagrams in flight, at every pause anyway."""
-    own = net == "none" or socket.remote.startswith(_LOOPBACK) or socket.remote == socket.local
+    own = net == "none" or socket.remote.startswith(_LOOPBACK)
     if not socket.table.startswith("tcp"):
         own = own or socket.local.startswith(_LOOPBACK)
         return "unread-datagrams" if own and socket.unread and socket.inode else None
-    if socket.state == _SYN_SENT:
-        return "tcp-in-flight"
+    own = own or socket.remote == socket.local
     if not own or socket.inode or socket.state == LISTEN:
         return None
     waiting = socket.state in (_ESTABLISHED, _SYN_RECEIVED, _CLOSE_WAIT)

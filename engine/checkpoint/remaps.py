@@ -21,7 +21,8 @@ _LINKED = 0
 
 
 def link_remaps(images: Path) -> tuple[str, ...]:
-    """Paths in the job, from its root and without a slash before. Raises OSError, CriuGone (a broken image)."""
+    """Paths in the job's tree, from its root and without a slash before; not in /dev/shm, which is copied as a whole.
+    Raises OSError, CriuGone (a broken image)."""
     try:
         wanted = {entry.get(2) for entry in _entries(images / "remap-fpath.img") if entry.get(3, _LINKED) == _LINKED}
     except FileNotFoundError:
@@ -29,7 +30,8 @@ def link_remaps(images: Path) -> tuple[str, ...]:
     regular = (entry.get(3) for entry in _entries(images / "files.img"))
     files = (decoded(file) for file in regular if isinstance(file, bytes))
     names = (entry.get(6) for entry in files if entry.get(1) in wanted)
-    return tuple(name.decode(errors="surrogateescape").lstrip("/") for name in names if isinstance(name, bytes))
+    paths = (name.decode(errors="surrogateescape").lstrip("/") for name in names if isinstance(name, bytes))
+    return tuple(path for path in paths if not path.startswith("dev/shm/"))
 
 
 def _entries(path: Path) -> Iterator[Fields]:

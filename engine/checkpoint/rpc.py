@@ -69,11 +69,15 @@ class Conversation:
         ...                         # what raises here makes criu undo its work
         criu.finish()
 
-    ``patience`` is in seconds: how long criu may be silent. Every wait raises Refused, CriuGone or Timeout."""
+    ``patience`` is in seconds: how long criu may be silent; ``pidfd``: of criu, for what it restores has its end of the
+    socket too. Every wait raises Refused, CriuGone or Timeout."""
 
-    def __init__(self, sock: socket.socket, *, patience: float) -> None:
+    def __init__(self, sock: socket.socket, *, patience: float, pidfd: int | None = None) -> None:
         self._sock = sock
         self._patience = patience
+        self._pidfd = pidfd
+        self._agreed = False
+        """what criu is told that waits for an answer when the conversation is left"""
         self._told = False
         """whether criu waits for the answer to a notification"""
 
@@ -85,7 +89,7 @@ class Conversation:
     ) -> None:
         with contextlib.suppress(CriuGone, Refused, Timeout):
             if self._told:
-                self._answer(agreed=False)
+                self._answer(agreed=self._agreed)
                 self._rest()
         with contextlib.suppress(OSError):  # it hears so that nobody is there any more
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -100,6 +104,10 @@ class Conversation:
                 pid = told.get(2, 0)
                 return pid if isinstance(pid, int) else 0
         raise CriuGone(f"criu never came to {name}")
+
+    def agree(self) -> None:
+        """From here on criu goes through with its work, also when the conversation is left in the middle."""
+        self._agreed = True
 
     def finish(self) -> None:
         """Go on to the end."""
@@ -135,8 +143,13 @@ class Conversation:
     def _receive(self) -> Fields:
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
-        if not poller.poll(self._patience * 1000):
+        if self._pidfd is not None:
+            poller.register(self._pidfd, select.POLLIN)
+        ready = dict(poller.poll(self._patience * 1000))
+        if not ready:
             raise Timeout(f"criu said nothing for {self._patience:g} s")
+        if self._sock.fileno() not in ready:
+            raise CriuGone("criu has ended")
         try:
             message = self._sock.recv(MESSAGE_MAX)
         except OSError as error:
@@ -192,8 +205,8 @@ def decoded(message: bytes) -> Fields:
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     at = 0
     while at < len(message):
-        key, at = _read_varint(message, at)
-        value, at = _read_varint(message, at)
+        key, at = read_varint(message, at)
+        value, at = read_varint(message, at)
         if key & 7 == 0:
             yield key >> 3, value
         elif key & 7 == 2 and at + value <= len(message):
@@ -203,7 +216,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise CriuGone("criu sent what is no message")
 
 
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+def read_varint(message: bytes, at: int) -> tuple[int, int]:
+    """The number at a place, and the place after it. Raises IndexError."""
     number = shift = 0
     while True:
         byte = message[at]

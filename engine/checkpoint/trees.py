@@ -27,6 +27,8 @@ def without_leader(members: Sequence[Member]) -> frozenset[int]:
 
 
 def _has_way(member: Member, tree: dict[int, Member], init: Member, born: dict[int, int]) -> bool:
+    if not member.session:
+        return False
     if member.session == member.pid or member.parent in (0, init.pid) or member.parent not in tree:
         return True
     parent = tree[member.parent]

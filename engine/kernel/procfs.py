@@ -4,12 +4,20 @@ Everything raises ProcessLookupError or FileNotFoundError when the process is go
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
 from typing import NamedTuple
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+TOO_LONG = "(longer than PATH_MAX)"
+"""what stands for a link that the kernel doesn't print"""
+
+LEVEL = 1
+"""where ``NSpid`` and the like have the number in a job's pid namespace, which is right below the one that /proc shows;
+a job's processes may have made others below"""
 
 _STATUS = re.compile(
     rb"^(Name|State|PPid|TracerPid|Uid|Gid|NSpid|NSsid|RssAnon|RssShmem|Threads):\t(.*)$", re.MULTILINE
@@ -30,7 +38,11 @@ def read(path: str) -> bytes:
 
 def status(pid: int) -> dict[str, str]:
     """The lines of /proc/PID/status that serac has a use for; a kernel thread or a zombie has fewer."""
-    found = _STATUS.findall(read(f"/proc/{pid}/status"))
+    return _lines_of(f"/proc/{pid}/status")
+
+
+def _lines_of(path: str) -> dict[str, str]:
+    found = _STATUS.findall(read(path))
     return {key.decode(): value.decode(errors="replace") for key, value in found}
 
 
@@ -38,9 +50,18 @@ def descriptors(pid: int) -> dict[int, str]:
     """Descriptor -> what its link says, such as ``/etc/passwd`` or ``socket:[4711]``."""
     fd = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return {int(name): os.readlink(name, dir_fd=fd) for name in os.listdir(fd)}
+        return {int(name): _link(name, fd) for name in os.listdir(fd)}
     finally:
         os.close(fd)
+
+
+def _link(name: str, fd: int | None = None) -> str:
+    try:
+        return os.readlink(name, dir_fd=fd)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return TOO_LONG
 
 
 def descriptor(pid: int, number: int) -> str:
@@ -74,12 +95,32 @@ def threads(pid: int) -> list[int]:
     return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
 
 
+def number_in_job(pid: int, thread: int) -> int:
+    """What a thread is called in the pid namespace right below the one that /proc shows; 0 for one that isn't in it."""
+    numbers = _lines_of(f"/proc/{pid}/task/{thread}/status")["NSpid"].split()
+    return int(numbers[LEVEL]) if len(numbers) > LEVEL else 0
+
+
 def program(pid: int) -> str:
     """What the process executes, such as ``/bin/sh``; empty for a zombie."""
     try:
-        return os.readlink(f"/proc/{pid}/exe")
+        return _link(f"/proc/{pid}/exe")
     except FileNotFoundError:
         return ""
+
+
+def directory(pid: int) -> str:
+    """The process's working directory, from this process's root; empty for a zombie."""
+    try:
+        return _link(f"/proc/{pid}/cwd")
+    except FileNotFoundError:
+        return ""
+
+
+def counter(pid: int, number: int) -> tuple[int, bool]:
+    """What an eventfd counts, and whether it is a semaphore: proc_pid_fdinfo(5)."""
+    found = dict(line.split(b":", 1) for line in read(f"/proc/{pid}/fdinfo/{number}").splitlines())
+    return int(found[b"eventfd-count"], 16), found.get(b"eventfd-semaphore", b"").strip() == b"1"
 
 
 def timers(pid: int) -> bytes:
@@ -129,6 +170,18 @@ def _plain(text: bytes) -> bytes:
     """The kernel prints addresses as 32-bit numbers in the machine's own order."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     return b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+
+
+def unix_sockets(pid: int) -> frozenset[int]:
+    """The inodes of the unix sockets of its network namespace. One that is accepted is of the namespace of who
+    connected."""
+    return frozenset(int(line.split()[6]) for line in _lines(pid, "unix"))
+
+
+def orphans(pid: int) -> int:
+    """TCP connections that were closed with data left, anywhere on this machine: proc_pid_net(5), sockstat."""
+    words = read(f"/proc/{pid}/net/sockstat").split()
+    return int(words[words.index(b"orphan") + 1])
 
 
 def unread(pid: int, table: str) -> dict[int, int]:

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine import cgroup, checkpoint, launch, layers, tools
-from engine.errors import CannotCheckpoint, NoSpace, Timeout, from_os
+from engine.errors import CannotCheckpoint, NoSpace, SeracError, Timeout, from_os
 from engine.kernel import process
 from engine.launch import NetworkSpec, ViewSpec
-from engine.lifecycle import criu, processes
+from engine.lifecycle import abandoned, criu, processes
 from engine.lifecycle.root import Root
-from engine.model import Job, ProcessImage
+from engine.model import Job, JobState, ProcessImage
 from engine.steps import add, step
 
 SPEED = 50 << 20
@@ -41,7 +41,7 @@ def dumped(root: Root, job: Job) -> Iterator[ProcessImage]:
         with step("pause.dump", job=job.id):
             layer = root.layer(processes.upper(job))
             failure = stack.enter_context(contextlib.ExitStack())
-            failure.callback(layers.drop_image, layer)
+            failure.callback(forget, root, job)
             images = layers.make_image(layer, reader=processes.first_id(root, job))
             if seen.connections:
                 stack.enter_context(_locked(init.pid, timeout=root.timeout))
@@ -52,13 +52,28 @@ def dumped(root: Root, job: Job) -> Iterator[ProcessImage]:
                     criu.started(root, job, view, images, work=work, outlives=True, patience=patience)
                 )
                 _write(root, job, talk, init.pid, patience)
-            image = _describe(root, job, init, images, connections=seen.connections)
-        yield image
-        failure.pop_all()
+            cgroup.freeze(root.group_of(job), timeout=root.timeout)  # for criu has thawed them, and may yet be killed
+            image = _describe(root, job, init, images, seen)
+        try:
+            yield image
+        finally:
+            if root.catalog.job_with(job.id).state is JobState.PAUSED:  # whatever broke the block off, it is committed
+                failure.pop_all()
+                talk.conversation.agree()
         with step("pause.kill", job=job.id), contextlib.suppress(checkpoint.CriuGone, checkpoint.Refused, Timeout):
             talk.conversation.finish()
     for name, milliseconds in checkpoint.dump_times(work).items():
         add(name, milliseconds)
+
+
+def forget(root: Root, job: Job) -> None:
+    """After a dump that came to nothing: put right what criu may have left in the processes, which stay frozen, and
+    remove the image."""
+    layer = root.layer(processes.upper(job))
+    if layers.image(layer).exists():
+        with contextlib.suppress(SeracError):  # the job has ended
+            abandoned.mend(root, job)
+        layers.drop_image(layer)
 
 
 def _examine(root: Root, job: Job) -> checkpoint.Seen:
@@ -112,14 +127,16 @@ def _write(root: Root, job: Job, talk: criu.Talk, init: int, patience: float) ->
     talk.conversation.until("post-dump")
 
 
-def _describe(root: Root, job: Job, init: processes.Init, images: Path, *, connections: bool) -> ProcessImage:
+def _describe(root: Root, job: Job, init: processes.Init, images: Path, seen: checkpoint.Seen) -> ProcessImage:
     try:
+        checkpoint.keep_running(images)
         return ProcessImage(
             host=checkpoint.host_facts(),
             init=init.program,
             memory=sum(entry.stat().st_size for entry in os.scandir(images) if entry.name.startswith("pages-")),
             remaps=layers.keep_files(images.parent, checkpoint.link_remaps(images)),
-            connections=connections,
+            connections=seen.connections,
+            placements=seen.placements,
             address=job.address.job if job.address is not None else None,
             shm=_keep_shm(init.pid, images),
             logs=_keep_logs(root.io(job.id), images),

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from engine import checkpoint, launch, layers, network, store, tools
+from engine import cgroup, checkpoint, launch, layers, network, store, tools
 from engine.errors import CannotRestore, NoSpace, Timeout, from_os
 from engine.kernel import process
 from engine.launch import NetworkSpec, ViewSpec
-from engine.lifecycle import criu, processes
+from engine.lifecycle import criu, lazy, processes
 from engine.lifecycle.root import Root
 from engine.model import Job, ProcessImage, Snapshot
 from engine.steps import add, step
@@ -30,10 +30,11 @@ SPEED = 50 << 20
 
 
 @contextlib.contextmanager
-def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, verb: str) -> Iterator[None]:
+def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily: bool, verb: str) -> Iterator[None]:
     """Run the block with the snapshot's processes back but standing still; they run when it has come to its end.
 
-    ``keep_tcp``: connections to the outside aren't closed. Raises CannotRestore and NoSpace."""
+    ``keep_tcp``: connections to the outside aren't closed. ``lazily``: memory comes in while they run. Raises
+    CannotRestore and NoSpace."""
     image = snapshot.image
     assert image is not None
     images = layers.image(root.layer(snapshot.layers[-1]))
@@ -44,14 +45,19 @@ def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, verb: 
         with step(f"{verb}.restore", job=job.id), _translated(work / "restore.log"):
             patience = root.timeout + image.memory / SPEED
             talk = stack.enter_context(
-                criu.started(root, job, view, images, work=work, outlives=False, patience=patience)
+                criu.started(root, job, view, images, work=work, outlives=False, patience=patience, lazily=lazily)
             )
+            pages = stack.enter_context(lazy.served(root, job, talk.images)) if lazily else None
             _fill_shm(talk, image, images)
-            talk.conversation.ask(checkpoint.RESTORE, checkpoint.restore_options(images=talk.images, work=talk.work))
+            options = checkpoint.restore_options(images=talk.images, work=talk.work, lazily=lazily)
+            talk.conversation.ask(checkpoint.RESTORE, options)
             hold = stack.enter_context(_network(root, job, image, talk, keep_tcp=keep_tcp))
             init = talk.conversation.until("post-restore")
             processes.remember(root, job.id, init, program=image.init)
             talk.conversation.until("pre-resume")
+            checkpoint.place(cgroup.pids(root.group_of(job)), image.placements)
+            if pages is not None:
+                pages.ready()
             hold.end()
         yield
         # All that is left to criu is to let go, which the kernel does for it if it dies.
@@ -111,6 +117,8 @@ def _translated(log: Path) -> Iterator[None]:
         raise _cannot(obstacle) from error
     except checkpoint.CriuGone as error:
         raise CannotRestore(str(error), reason="criu-killed", hint="try again") from error
+    except FileNotFoundError as error:
+        raise CannotRestore(f"the processes are gone: {error.filename}", reason="no-image") from error
 
 
 def _fill_shm(talk: criu.Talk, image: ProcessImage, images: Path) -> None:

@@ -1,0 +1,5 @@
+#pragma once
+
+#include "../kinds.h"
+
+extern const struct kind descriptor_kinds[], process_kinds[], socket_kinds[];

@@ -1,0 +1,3 @@
+#include "families.h"
+
+const struct kind *const families[] = {descriptor_kinds, memory_kinds, process_kinds, socket_kinds, NULL};
