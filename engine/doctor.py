@@ -14,6 +14,7 @@ from pathlib import Path
 from engine import tools
 from engine.config import Config
 from engine.errors import BadRoot, NotPrivileged, SeracError, Timeout, ToolFailed, ToolMissing, from_os
+from engine.kernel import userfaultfd
 from engine.kernel.mountinfo import mounts
 from engine.kernel.statfs import type_of
 from engine.model import Finding
@@ -107,6 +108,7 @@ def examine(config: Config, *, launch: Path | None = None) -> list[Finding]:
         ("run directory", lambda: _run(config)),
         ("criu check", _criu_check),
         ("CAP_SYS_RESOURCE", _resource),
+        ("lazy memory", _lazy_memory),
         ("nftables", _nftables),
     ]
     return [*_guarded(probes), *_programs()]
@@ -147,6 +149,13 @@ def _resource() -> Finding:
     )
     remedy = "use `--userns private`, the default, or give it to serac"
     return _finding("CAP_SYS_RESOURCE", ok, detail, remedy, required=False)
+
+
+def _lazy_memory() -> Finding:
+    lacking = {name: userfaultfd.lacking(private=name == "private") for name in ("private", "host")}
+    missing = [f"not for `--userns {name}`: {why}" for name, why in lacking.items() if why]
+    remedy = "sysctl vm.unprivileged_userfaultfd=1, or use --eager, which is what jobs get by themselves"
+    return _finding("lazy memory", not missing, "; ".join(missing) or "userfaultfd", remedy, required=False)
 
 
 def _filesystem(name: str) -> Finding:

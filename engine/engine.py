@@ -33,6 +33,7 @@ from engine.model import (
     Job,
     JobSpec,
     JobState,
+    Memory,
     Mode,
     PauseResult,
     ResumeResult,
@@ -278,15 +279,23 @@ class Engine:
             return pause.pause(self._root, job, mode=mode, labels=labels or {}, state=state)
 
     def resume(
-        self, ref: str, *, mode: Mode = "auto", workdir: str | None = None, keep_tcp: bool = False
+        self,
+        ref: str,
+        *,
+        mode: Mode = "auto",
+        workdir: str | None = None,
+        keep_tcp: bool = False,
+        memory: Memory = "auto",
     ) -> ResumeResult:
         """Let a paused job go on, with its processes (``process``), started again from its files (``filesystem``), or
         with what the snapshot has. A resume that fails leaves it paused. Raises CannotRestore, InvalidInput ...
 
         ``workdir``: where its command starts from now on, if not where it began (that directory may be gone).
-        ``keep_tcp``: don't close its connections to the outside; those within the job are always kept."""
+        ``keep_tcp``: don't close its connections to the outside; those within the job are always kept.
+        ``memory``: ``lazy`` lets processes run before their memory is there, ``eager`` brings it back first, ``auto``
+        chooses by size; the result says which. A job whose memory never came is ``failed`` and can be resumed again."""
         with recover.taken(self._root, ref) as job:
-            return resume.resume(self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp)
+            return resume.resume(self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory)
 
     def fork(
         self,
@@ -296,11 +305,12 @@ class Engine:
         mode: Mode = "auto",
         env: Mapping[str, str] | None = None,
         keep_tcp: bool = False,
+        memory: Memory = "auto",
     ) -> ForkResult:
         """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from. ``env`` is added
         to the environment of the sessions that are started in it; all else as with `resume`."""
         snapshot = self._root.catalog.snapshot(ref)
-        return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp)
+        return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp, memory=memory)
 
     def snapshot_take(
         self,

@@ -17,7 +17,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engine import steps, tools
@@ -72,6 +72,7 @@ class CriuSpec(ViewSpec, frozen=True, kw_only=True):
     args: tuple[str, ...]
     kdat: str | None = None
     """where criu's knowledge of this kernel is kept"""
+    preload: str | None = None
     pidfile: tuple[int, str] | None = None
     """given: criu doesn't die with the engine, and keeps this descriptor open; the file tells of both"""
 
@@ -130,6 +131,18 @@ class Criu:
     def __init__(self, pid: int, launcher: subprocess.Popen[bytes]) -> None:
         self.pid = pid
         self._launcher = launcher
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A pidfd of it; of its parent, which ends as it does, when it is gone already."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            pidfd = os.pidfd_open(self._launcher.pid)
+        try:
+            yield pidfd
+        finally:
+            os.close(pidfd)
 
     def wait(self, timeout: float) -> int:
         """Its exit status, 128 + signal when it was killed. Raises Timeout."""
@@ -211,6 +224,13 @@ def network(spec: NetworkSpec, *, namespace: int, uts: int | None = None, timeou
         stack.callback(held.leave)
         _follow(process, _encode(records), deadline=time.monotonic() + timeout)
         yield held
+
+
+def pages(group: str, descriptors: Mapping[str, int], *, timeout: float) -> None:
+    """Start what brings memory in, which outlives this process: native/protocol.h. Raises LaunchFailed, Timeout."""
+    records = [("cgroup", group), *((name, str(fd)) for name, fd in descriptors.items())]
+    with _started("pages", list(descriptors.values())) as process:
+        _watch(process, _encode(records), deadline=time.monotonic() + timeout)
 
 
 def mount_image(meta: Path, blob: Path, target: Path, *, timeout: float) -> None:

@@ -146,9 +146,10 @@ def keep_files(directory: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def put_back(directory: Path, names: Sequence[str]) -> None:
-    """Give the files of image/remaps the names that they had in the upper, where those are gone."""
+    """Give the files of image/remaps, as far as it has them, the names that they had in the upper, where those are
+    gone. Raises OSError."""
     for place, name in enumerate(names):
-        with _parent(directory / "upper", name) as parent, contextlib.suppress(FileExistsError):
+        with _parent(directory / "upper", name) as parent, contextlib.suppress(FileExistsError, FileNotFoundError):
             kept = image(directory) / "remaps" / str(place)
             os.link(kept, os.path.basename(name), dst_dir_fd=parent, follow_symlinks=False)
 

@@ -378,9 +378,7 @@ class TakeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     snapshot: str
     generation: str | None
     memory: Literal["eager", "lazy"] | None = None
-    """how the memory of processes came back"""
     eager_because: str | None = None
-    """why ``auto`` wasn't lazy"""
     timings: dict[str, float]
     sizes: dict[str, int]
 

@@ -74,7 +74,9 @@ int control_open(int listener);
 void control_message(struct connection *connection, struct packet *packet);
 void control_list(struct connection *connection);
 void control_started(struct connection *connection, struct session *session);
+/* Goes on with M_QUIESCE, after whatever happened, and when (clock_steady) though nothing did; -1: never. */
 void control_quiet(void);
+int64_t control_deadline(void);
 void control_left(struct connection *connection);
 
 /* question.c */

@@ -12,6 +12,7 @@
 
 /* So that nobody inside can keep the engine out. */
 #define INSIDE_MAX (CLIENTS_MAX / 2)
+#define PATIENCE 5000 /* milliseconds that M_QUIESCE waits for younger holders */
 
 #ifndef SERAC_BUILD
 #define SERAC_BUILD "unnamed"
@@ -20,6 +21,7 @@
 static struct source door; /* the listening socket */
 static int spare = -1;     /* a descriptor to accept and refuse with when there are no more */
 static struct connection *quiescing;
+static int64_t patience = -1; /* until then it waits for younger holders; -1: no longer */
 
 static void greet(struct connection *connection) {
     static const char hello[] = "build=" SERAC_BUILD;
@@ -200,11 +202,16 @@ static void close_others(void) {
 
 /* Whether anything of the session leads out of the job still; if so, an end is made of it. */
 static bool leads_out(struct session *session) {
-    if (session->guests && !session->unquiet)
+    if ((session->guests || session->loud) && !session->unquiet)
         holder_quiet(session);
     if (session_lends(session))
         kill(session->state == STARTING ? session->pid : -session->group, SIGKILL);
-    return session->guests || session->unquiet || session_lends(session);
+    return session->guests || session_lends(session);
+}
+
+/* Not for ever: a holder that somebody in the job holds back spoils a checkpoint at worst. */
+static bool renewing(const struct session *session) {
+    return patience >= 0 && (session->loud || session->unquiet || session->former);
 }
 
 /* Those who wait to be let in are let in and out again: nothing of theirs may hang on the socket. */
@@ -214,12 +221,18 @@ static void turn_away(void) {
 }
 
 void control_quiet(void) {
-    if (!quiescing || quiescing->broken || starting())
+    if (!quiescing || quiescing->broken)
         return;
+    if (clock_left(patience) == 0)
+        patience = -1;
+    if (starting()) {
+        patience = clock_steady() + PATIENCE;
+        return;
+    }
     close_others();
     unsigned left = 0;
     for (size_t place = 0; place < session_places; place++)
-        left += session_at(place) && leads_out(session_at(place));
+        left += session_at(place) && (leads_out(session_at(place)) || renewing(session_at(place)));
     if (left > 0)
         return;
     turn_away();
@@ -235,14 +248,22 @@ static void quiesce(struct connection *connection) {
         return;
     }
     quiescing = connection;
+    patience = clock_steady() + PATIENCE;
+    for (size_t place = 0; place < session_places; place++)
+        if (session_at(place))
+            session_at(place)->loud = session_at(place)->holder != 0;
     loop_watch(&door, 0);
-    control_quiet();
+}
+
+int64_t control_deadline(void) {
+    return patience;
 }
 
 void control_left(struct connection *connection) {
     if (quiescing != connection)
         return;
     quiescing = NULL;
+    patience = -1;
     loop_watch(&door, EPOLLIN);
 }
 

@@ -21,7 +21,7 @@ enum {
     H_VIEW = 1, /* to the holder: a connection; offset: where it begins, stream 1: it has heard M_STARTED; status */
     H_MARK,     /* to the holder: an M_STEP for the log; back when it is there, with the terminal for who begins */
     H_END,      /* to the holder: the process has ended; the records of M_EXIT */
-    H_QUIET,    /* to the holder: close every connection; back when that is done */
+    H_QUIET,    /* to the holder: close every connection and be younger; H_RENEW comes, and this when that is done */
     H_RENEW,    /* to the holder: be younger than the step's process; back with offset: the pid from now on */
     H_CLOSED,   /* to init: a connection is gone */
     H_SIGNAL,   /* to init: from a connection, for the session */
@@ -162,6 +162,7 @@ static void from_init(struct source *source, uint32_t events) {
         return;
     case H_QUIET:
         close_all();
+        renew();
     }
     channel_send(held, (struct message){.type = head.type}, NULL, lent);
 }
@@ -236,16 +237,16 @@ static int hear(struct session *session) {
         session->guests--;
     if (head.type == H_SIGNAL)
         session_signal(session, head.stream);
-    if (head.type == H_RENEW && head.offset > 1 && head.offset <= INT32_MAX)
+    if (head.type == H_RENEW && head.offset > 1 && head.offset <= INT32_MAX) {
+        session->former = session->holder;
         session->holder = (pid_t)head.offset;
+    }
     if (head.type == H_MARK)
         take_mark(session, steal_fd(&fd));
     if (fd >= 0)
         close(fd);
-    if (head.type == H_QUIET && session->unquiet) {
+    if (head.type == H_QUIET)
         session->unquiet = false;
-        control_quiet();
-    }
     return 1;
 }
 
@@ -263,14 +264,13 @@ static void gone(struct session *session) {
     loop_drop(&session->channel);
     session->holder = 0;
     session->guests = session->unmarked = 0;
-    session->unquiet = false;
+    session->loud = session->unquiet = false;
     if (session->state == ENDED) {
         log_exit(session);
         session_unwatched(session);
     } else {
         session_marked(session);
     }
-    control_quiet();
 }
 
 static void from_holder(struct source *source, uint32_t events) {
@@ -283,7 +283,9 @@ static void from_holder(struct source *source, uint32_t events) {
 void holder_reaped(struct session *session, pid_t pid) {
     while (hear(session) > 0)
         ; /* what it sent before it ended, perhaps who goes on in its place */
-    if (session->holder == pid)
+    if (session->former == pid)
+        session->former = 0;
+    else if (session->holder == pid)
         gone(session);
 }
 
@@ -333,7 +335,9 @@ void holder_mark(struct session *session, uint8_t outcome, const char *step) {
 }
 
 void holder_quiet(struct session *session) {
+    session->loud = false;
     session->unquiet = true;
+    kill(session->holder, SIGCONT); /* stopped with everything else, by somebody in the job */
     send_or_kill(session, (struct message){.type = H_QUIET}, NULL);
 }
 

@@ -111,13 +111,22 @@ static bool over(void) {
     return clock_left(deadline) == 0 || (main_ended ? !session_find(0) : !sessions_linger());
 }
 
+static int patience(void) {
+    int64_t next = control_deadline();
+    if (next < 0 || (deadline >= 0 && deadline < next))
+        next = deadline;
+    return next < 0 ? -1 : clock_left(next);
+}
+
 static int serve(void) {
     if (set_up() < 0) {
         fprintf(stderr, "serac-init: %s (descriptor 3 must be a bound unix socket)\n", strerror(errno));
         return 125;
     }
-    while (!over())
-        loop_turn(deadline < 0 ? -1 : clock_left(deadline));
+    while (!over()) {
+        loop_turn(patience());
+        control_quiet();
+    }
     question_forget();
     return exit_code;
 }

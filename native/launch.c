@@ -1,5 +1,5 @@
 /*
- * serac-launch run | criu | network | mount | unmount: spec on standard input, report on standard output (protocol.h).
+ * serac-launch run | criu | pages | network | mount | unmount: spec on standard input, report on standard output (protocol.h).
  *
  * `run` works in a private mount namespace, so whatever becomes of it, the kernel takes its mounts away; until the last
  * byte that lets it go, the job's first process ends when the launcher does.  The two work side by side: while the
@@ -25,7 +25,7 @@ static const char *const step_names[STEP_COUNT] = {
     [STEP_SPEC] = "spec",       [STEP_CGROUP] = "cgroup",   [STEP_USERNS] = "userns",   [STEP_TREES] = "trees",
     [STEP_OVERLAY] = "overlay", [STEP_CLONE] = "clone",     [STEP_NETWORK] = "network", [STEP_MOUNTS] = "mounts",
     [STEP_FILES] = "files",     [STEP_SANDBOX] = "sandbox", [STEP_EXEC] = "exec",       [STEP_MOUNT] = "mount",
-    [STEP_UNMOUNT] = "unmount", [STEP_LOCK] = "lock",       [STEP_CLOSE] = "close",
+    [STEP_UNMOUNT] = "unmount", [STEP_LOCK] = "lock",       [STEP_CLOSE] = "close",     [STEP_PAGES] = "pages",
 };
 
 int fail(struct launch *launch, const char *path) {
@@ -181,6 +181,15 @@ static int criu_run(struct launch *launch) {
     return actions_run(launch, actions, sizeof actions / sizeof *actions);
 }
 
+/* Afterwards nothing holds the pages to the engine but the other end of `hold`. */
+static int pages_run(struct launch *launch) {
+    static const struct action actions[] = {
+        RUN(CGROUP, cgroup_open),    RUN(CLONE, job_clone),  RUN(CGROUP, cgroups_join), WAIT(CLONE, job_hear),
+        RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report), WAIT(CLONE, job_tell),     WAIT(PAGES, success_report),
+    };
+    return actions_run(launch, actions, sizeof actions / sizeof *actions);
+}
+
 static int end_report(struct launch *launch) {
     struct writer report = {0};
     char text[64];
@@ -213,17 +222,16 @@ static int verb_run(struct launch *launch, enum verb verb) {
         return job_run(launch);
     if (verb == VERB_CRIU)
         return criu_run(launch);
+    if (verb == VERB_PAGES)
+        return pages_run(launch);
     if (verb == VERB_NETWORK)
         return network_run(launch);
     return actions_run(launch, verb == VERB_MOUNT ? mount : unmount, 2);
 }
 
 static enum verb verb_find(int count, char **words) {
-    static const char *const names[] = {[VERB_RUN] = "run",
-                                        [VERB_MOUNT] = "mount",
-                                        [VERB_UNMOUNT] = "unmount",
-                                        [VERB_CRIU] = "criu",
-                                        [VERB_NETWORK] = "network"};
+    static const char *const names[] = {[VERB_RUN] = "run",   [VERB_MOUNT] = "mount",     [VERB_UNMOUNT] = "unmount",
+                                        [VERB_CRIU] = "criu", [VERB_NETWORK] = "network", [VERB_PAGES] = "pages"};
     for (size_t i = 0; count == 2 && i < sizeof names / sizeof *names; i++)
         if (names[i] && !strcmp(words[1], names[i]))
             return (enum verb)i;
@@ -255,7 +263,7 @@ int main(int count, char **words) {
     enum verb verb = verb_find(count, words);
     const char *about = "";
     if (!verb || standard_open() < 0) {
-        fputs("usage: serac-launch run|criu|network|mount|unmount <SPEC >REPORT (the engine calls it)\n", stderr);
+        fputs("usage: serac-launch run|criu|pages|network|mount|unmount <SPEC >REPORT (the engine calls it)\n", stderr);
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);

@@ -18,6 +18,10 @@
  *   launch_seccomp.c   the system call filter
  *   launch_image.c     `mount` and `unmount` of EROFS images
  *   launch_criu.c      `criu`: what criu sees of the host and of the job
+ *   launch_pages.c     `pages`: memory that comes in while the job runs, and who watches over that
+ *   launch_pager.c     who asks for it, by userfaultfd
+ *   launch_space.c     bringing it into one process
+ *   launch_pagemap.c   which memory, and where it lies in criu's images
  */
 #pragma once
 #include "cleanup.h"
@@ -46,6 +50,7 @@ enum step {
     STEP_UNMOUNT,
     STEP_LOCK,
     STEP_CLOSE,
+    STEP_PAGES,
     STEP_COUNT,
 };
 
@@ -67,11 +72,12 @@ struct launch {
     struct failure failure;
     unsigned took[STEP_COUNT]; /* microseconds */
     enum verb verb;
-    pid_t pid;                 /* the job's first process; 0 before it is born and in itself */
-    int link;                  /* to the other side: a SOCK_SEQPACKET pair */
-    int link_job;              /* its other end, until the clone */
+    pid_t pid;    /* the job's first process; 0 before it is born and in itself */
+    int link;     /* to the other side: a SOCK_SEQPACKET pair */
+    int link_job; /* its other end, until the clone */
     int cgroup;
     int kdat;
+    int device; /* /dev/userfaultfd */
     int userns; /* the job's user namespace; -1: the host's */
     int *binds; /* detached copies of the trees in `spec.binds` */
     int null;   /* the null device inside, or the host's where the job broke its own */
@@ -129,6 +135,10 @@ int launcher_await(struct launch *launch);
 /* launch_criu.c: the process that becomes criu, which does not return; and its end. */
 _Noreturn void criu_main(struct launch *launch);
 int criu_await(struct launch *launch);
+int standard_close(void);
+
+/* launch_pages.c: the process that becomes the guard and starts the pager, which does not return. */
+_Noreturn void pages_main(struct launch *launch);
 
 /* launch_mounts.c */
 int root_enter(struct launch *launch);

@@ -71,7 +71,9 @@ static int job_bear(struct launch *launch) {
     close_at_exit(pid ? &launch->link_job : &launch->link);
     if (pid == 0) {
         launch->link = launch->link_job;
-        launch->verb == VERB_RUN ? job_main(launch) : criu_main(launch);
+        launch->verb == VERB_RUN    ? job_main(launch)
+        : launch->verb == VERB_CRIU ? criu_main(launch)
+                                    : pages_main(launch);
     }
     launch->pid = (pid_t)pid;
     return note_take(launch);

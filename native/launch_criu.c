@@ -114,7 +114,7 @@ static int view_fill(struct launch *launch) {
     return shm_show(launch);
 }
 
-static int standard_close(void) {
+int standard_close(void) {
     autoclose int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
         if (null < 0 || dup2(null, fd) < 0)
@@ -132,6 +132,8 @@ static int program_execute(struct launch *launch) {
         words[i + 1] = args->at[i].key;
     if (launch->spec.pidfile)
         prctl(PR_SET_PDEATHSIG, 0);
+    if (launch->spec.preload && setenv("LD_PRELOAD", launch->spec.preload, 1) < 0)
+        return fail(launch, launch->spec.preload);
     execv(launch->spec.program, words);
     return fail(launch, launch->spec.program);
 }

@@ -117,22 +117,6 @@ static int parse_uts(struct spec *spec, const struct pair *pair) {
     return strncmp(pair->key, "fd:", 3) ? invalid() : descriptor_parse(pair->key + 3, &spec->uts_fd);
 }
 
-static int parse_hold(struct spec *spec, const struct pair *pair) {
-    return descriptor_parse(pair->key, &spec->hold_fd);
-}
-
-static int parse_stdin(struct spec *spec, const struct pair *pair) {
-    return descriptor_parse(pair->key, &spec->std_fd[0]);
-}
-
-static int parse_stdout(struct spec *spec, const struct pair *pair) {
-    return descriptor_parse(pair->key, &spec->std_fd[1]);
-}
-
-static int parse_stderr(struct spec *spec, const struct pair *pair) {
-    return descriptor_parse(pair->key, &spec->std_fd[2]);
-}
-
 static int parse_init(struct spec *spec, const struct pair *pair) {
     char *colon = strchr(pair->key, ':');
     if (!colon || !absolute(colon + 1))
@@ -219,6 +203,7 @@ static int parse_allow(struct spec *spec, const struct pair *pair) {
 
 enum shape {
     ONCE,         /* one value, at most one record */
+    DESCRIPTOR,   /* as ONCE, the number of an open descriptor */
     LIST,         /* any number of values */
     LIST_PAIRS,   /* any number of KEY=VALUE */
     LIST_OPTIONS, /* any number of KEY or KEY=VALUE */
@@ -234,8 +219,8 @@ static const struct key {
     bool stored;
     int (*take)(struct spec *spec, const struct pair *pair);
 } keys[] = {
-    {"serac-launch", 31, 31, ONCE, 1, AT(version), .take = check_version},
-    {"cgroup", 9, 1, ONCE, 1, AT(cgroup), .take = check_absolute},
+    {"serac-launch", 63, 63, ONCE, 1, AT(version), .take = check_version},
+    {"cgroup", 41, 33, ONCE, 1, AT(cgroup), .take = check_absolute},
     {"cgroup1", 9, 0, LIST, 32, AT(cgroup1), .take = check_absolute},
     {"range", 9, 0, ONCE, 1, .take = parse_range},
     {"stage", 9, 9, ONCE, 1, AT(stage), .take = check_absolute},
@@ -246,7 +231,7 @@ static const struct key {
     {"overlay", 9, 0, LIST_OPTIONS, 32, AT(overlay)},
     {"bind", 9, 0, LIST_PAIRS, 64, AT(binds), .take = check_bind},
     {"net", 17, 17, ONCE, 1, .take = parse_net},
-    {"hold", 17, 0, ONCE, 1, .take = parse_hold},
+    {"hold", 49, 32, DESCRIPTOR, 1, AT(hold_fd)},
     {"address", 17, 0, ONCE, 1, .take = parse_address},
     {"gateway", 17, 0, ONCE, 1, .take = parse_gateway},
     {"uts", 16, 0, ONCE, 1, .take = parse_uts},
@@ -258,9 +243,9 @@ static const struct key {
     {"init", 1, 1, ONCE, 1, .take = parse_init},
     {"arg", 9, 0, LIST, 4096, AT(args)},
     {"listen", 1, 0, ONCE, 1, AT(listen), .take = check_listen},
-    {"stdin", 1, 0, ONCE, 1, .take = parse_stdin},
-    {"stdout", 1, 0, ONCE, 1, .take = parse_stdout},
-    {"stderr", 1, 0, ONCE, 1, .take = parse_stderr},
+    {"stdin", 1, 0, DESCRIPTOR, 1, AT(std_fd[0])},
+    {"stdout", 1, 0, DESCRIPTOR, 1, AT(std_fd[1])},
+    {"stderr", 1, 0, DESCRIPTOR, 1, AT(std_fd[2])},
     {"up", 16, 0, ONCE, 1, .take = parse_up},
     {"guest", 16, 0, LIST, 64, AT(guests), .take = check_guest},
     {"lock", 16, 0, ONCE, 1, .take = parse_lock},
@@ -268,6 +253,12 @@ static const struct key {
     {"kdat", 8, 0, ONCE, 1, AT(kdat), .take = check_absolute},
     {"program", 8, 8, ONCE, 1, AT(program), .take = check_absolute},
     {"pidfile", 8, 0, ONCE, 1, .take = parse_pidfile},
+    {"preload", 8, 0, ONCE, 1, AT(preload), .take = check_absolute},
+    {"images", 32, 32, DESCRIPTOR, 1, AT(images_fd)},
+    {"tasks", 32, 32, DESCRIPTOR, 1, AT(tasks_fd)},
+    {"door", 32, 0, DESCRIPTOR, 1, AT(door_fd)},
+    {"group", 32, 32, DESCRIPTOR, 1, AT(group_fd)},
+    {"status", 32, 32, DESCRIPTOR, 1, AT(status_fd)},
     {"meta", 2, 2, ONCE, 1, AT(meta), .take = check_absolute},
     {"blob", 2, 2, ONCE, 1, AT(blob), .take = check_absolute},
     {"target", 6, 6, ONCE, 1, AT(target), .take = check_absolute},
@@ -308,6 +299,8 @@ static int value_take(struct spec *spec, const struct key *key, char *text) {
     if (!key->stored)
         return 0;
     void *field = (char *)spec + key->offset;
+    if (key->shape == DESCRIPTOR)
+        return descriptor_parse(pair.key, field);
     if (key->shape != ONCE)
         return list_add(field, &pair);
     *(char **)field = pair.key;
@@ -366,7 +359,12 @@ static int input_read(char *buffer, size_t room, size_t *size) {
 int spec_read(struct spec *spec, enum verb verb, const char **about) {
     static char buffer[LAUNCH_SPEC_MAX + 1];
     size_t size;
-    *spec = (struct spec){.net_fd = -1,
+    *spec = (struct spec){.images_fd = -1,
+                          .tasks_fd = -1,
+                          .door_fd = -1,
+                          .group_fd = -1,
+                          .status_fd = -1,
+                          .net_fd = -1,
                           .uts_fd = -1,
                           .hold_fd = -1,
                           .init_fd = -1,

@@ -34,19 +34,20 @@ enum call_group {
 struct spec {
     char *version, *cgroup, *stage, *upper, *work, *hostname, *listen, *init;
     char *meta, *blob, *target;
-    char *kdat, *program, *pidfile;
+    char *kdat, *program, *pidfile, *preload;
     struct list cgroup1, trees, lowers, overlay, binds, rlimits, writes, args, guests;
     uint32_t first, count; /* id range; count 0: the host's user namespace */
     enum net net;
-    int net_fd, uts_fd, hold_fd, init_fd, keep_fd, std_fd[3];  /* -1: not given */
-    struct in_addr address, netmask, gateway; /* address 0: not given */
+    int images_fd, tasks_fd, door_fd, group_fd, status_fd;
+    int net_fd, uts_fd, hold_fd, init_fd, keep_fd, std_fd[3]; /* -1: not given */
+    struct in_addr address, netmask, gateway;                 /* address 0: not given */
     bool has_address, has_gateway, has_shm;
     bool up, lock, close;
     long long shm;
     uint32_t allow; /* bits by enum call_group */
 };
 
-enum verb { VERB_RUN = 1, VERB_MOUNT = 2, VERB_UNMOUNT = 4, VERB_CRIU = 8, VERB_NETWORK = 16 };
+enum verb { VERB_RUN = 1, VERB_MOUNT = 2, VERB_UNMOUNT = 4, VERB_CRIU = 8, VERB_NETWORK = 16, VERB_PAGES = 32 };
 
 /*
  * Read a spec from descriptor 0 to its end and check all of it for `verb`.  0, or -1 with errno and *about the key at

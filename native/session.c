@@ -72,7 +72,6 @@ void sessions_settle(void) {
     for (size_t place = 0; place < session_places; place++)
         if (table[place] && table[place]->spec.lent)
             session_unwatched(table[place]);
-    control_quiet();
 }
 
 void session_unwatched(struct session *session) {
@@ -127,7 +126,6 @@ static void end(struct session *session, int status) {
     if (session->spec.lent)
         kill(-session->group, SIGKILL);
     session_unwatched(session);
-    control_quiet();
 }
 
 static void mark(struct session *session, uint8_t outcome) {
@@ -247,7 +245,6 @@ static void refuse(struct session *session, int error, const char *what) {
     starter->starting = NULL;
     connection_error(starter, error, what);
     connection_wait(starter);
-    control_quiet();
 }
 
 static int open_up(struct session *session) {
@@ -281,7 +278,6 @@ static void begin(struct session *session) {
     } else {
         stream_input_end(session);
     }
-    control_quiet();
 }
 
 static void report_ready(struct source *source, uint32_t events) {
@@ -374,7 +370,7 @@ static void process_ended(struct session *session, int status) {
 void session_child_ended(pid_t pid, int status) {
     for (size_t place = 0; place < session_places; place++) {
         struct session *session = table[place];
-        if (session && session->holder == pid) {
+        if (session && (session->holder == pid || session->former == pid)) {
             holder_reaped(session, pid);
             return;
         }

@@ -7,7 +7,8 @@
  *
  * A terminal's master lives in a process of its own, its holder, which runs the same loop with that one session.  CRIU
  * wants the owner of /dev/tty to come before whoever has the master among init's children, in the order of their
- * births: so a holder is forked after the session's process, and has itself born again after each later step's.
+ * births: so a holder is forked after the session's process, and has itself born again after each later step's, and
+ * before every checkpoint: criu restores children in an order of its own.
  */
 #pragma once
 #include "log.h"
@@ -44,10 +45,12 @@ struct session {
     unsigned views;             /* connections that watch it, in this process */
 
     pid_t holder;
+    pid_t former;          /* its holder before, until it is reaped */
     struct source channel; /* to the holder, in the holder to init */
     unsigned guests;       /* connections that the holder was given and hasn't closed */
     unsigned unmarked;     /* step marks that the holder hasn't logged */
-    bool unquiet;          /* the holder was asked to close its connections and hasn't */
+    bool loud;             /* M_QUIESCE came, and the holder is still to be asked to be quiet */
+    bool unquiet;          /* the holder was asked to close its connections and be younger, and hasn't answered */
 };
 
 /* The session with that id, or NULL; and by place in the table, up to session_places. */

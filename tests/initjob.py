@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import shutil
@@ -20,6 +21,8 @@ from engine.session import Event, Exit, Output
 
 TIMEOUT = 30.0
 PATH = {"PATH": os.environ["PATH"]}
+PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT = 17, 0x4206, 0x4207
+"""of linux/ptrace.h"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,27 @@ class InitJob:
 def pause() -> None:
     """Between two looks at what has no descriptor to wait for."""
     select.select([], [], [], 0.005)
+
+
+@contextlib.contextmanager
+def held_back(pid: int) -> Iterator[None]:
+    """A process stands still, whoever sends it SIGCONT. Killed meanwhile, it is gone at the end."""
+    _ptrace(PTRACE_SEIZE, pid)
+    _ptrace(PTRACE_INTERRUPT, pid)
+    os.waitpid(pid, 0)
+    try:
+        yield
+    finally:
+        try:
+            _ptrace(PTRACE_DETACH, pid)
+        except ProcessLookupError:
+            os.waitpid(pid, 0)  # before that its parent doesn't hear of its end
+
+
+def _ptrace(request: int, pid: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(ctypes.c_long(request), ctypes.c_long(pid), None, None) < 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
 
 
 @contextlib.contextmanager

@@ -21,9 +21,10 @@ from engine import Engine, JobSpec, Limits, SessionSpec, Step, errors
 from engine.base import DebianSource, DirSource, OciSource, TarSource
 from engine.errors import (
     BadPath,
+    CannotCheckpoint,
+    CannotRestore,
     CommandNotExecutable,
     CommandNotFound,
-    HostLacks,
     InUse,
     InvalidInput,
     NameTaken,
@@ -56,7 +57,7 @@ def session(*argv: str, **fields: object) -> SessionSpec:
 
 MISTAKES = {
     "unknown base": Mistake(NotFound, "run --base nosuch -- true", lambda e: e.run(JobSpec(base="nosuch")), "nosuch"),
-    "unknown job": Mistake(NotFound, "pause nosuch", lambda e: e.pause("nosuch"), "nosuch"),
+    "unknown job": Mistake(NotFound, "pause nosuch", lambda e: e.pause("nosuch", mode="filesystem"), "nosuch"),
     "unknown snapshot": Mistake(NotFound, "snapshot rm nosuch", lambda e: e.snapshot_remove("nosuch"), "nosuch"),
     "unknown session": Mistake(NotFound, "attach up 77", lambda e: e.attach("up", 77), "77"),
     "name taken": Mistake(NameTaken, "run --name up -- true", lambda e: e.run(small("true", name="up")), "up"),
@@ -115,8 +116,14 @@ MISTAKES = {
         lambda e: e.pause("up", mode="frozen"),
         "frozen",  # type: ignore[arg-type]
     ),
-    "no checkpoints": Mistake(
-        HostLacks, "pause up --mode process", lambda e: e.pause("up", mode="process"), "checkpoint"
+    "processes that can't be kept": Mistake(
+        CannotCheckpoint,
+        "pause hosted --mode process",
+        lambda e: e.pause("hosted", mode="process"),
+        "the host's network",
+    ),
+    "processes that weren't kept": Mistake(
+        CannotRestore, "resume paused --mode process", lambda e: e.resume("paused", mode="process"), "no processes"
     ),
     "not paused": Mistake(WrongState, "resume up", lambda e: e.resume("up"), "running"),
     "paused": Mistake(WrongState, "exec paused -- true", lambda e: e.exec("paused", session("true")), "paused"),
@@ -197,8 +204,9 @@ def scratch(engine: Engine) -> Path:
 def furnished(engine: Engine) -> Engine:
     """A root with a job that is up and one that is paused, and a link in the first that leads out of it."""
     engine.run(shell("ln -s ../../../../../../../tmp/nosuch /out; exec sleep 1000", name="up"))
+    engine.run(JobSpec(base="small", name="hosted", net="host"))
     engine.run(JobSpec(base="small", name="paused"))
-    engine.pause("paused")
+    engine.pause("paused", mode="filesystem")
     scratch(engine).mkdir()
     (scratch(engine) / "text").write_text("no tar at all\n")
     return engine

@@ -34,6 +34,7 @@ OPTIONAL = {
     "run directory",
     "criu check",
     "CAP_SYS_RESOURCE",
+    "lazy memory",
     "nftables",
     "criu",
     "mmdebstrap",

@@ -40,7 +40,7 @@ class Work(NamedTuple):
 
 
 def pause(engine: Engine, name: str) -> Mapping[str, float]:
-    return engine.pause(name).timings
+    return engine.pause(name, mode="filesystem").timings
 
 
 def reuse(engine: Engine, name: str) -> Mapping[str, float]:
@@ -74,11 +74,11 @@ def costs(engine: Engine, name: str, script: str) -> dict[str, Work]:
     """The work of each verb on a job that has run ``script``."""
     engine.run(JobSpec(base="small", name=name))
     inside(engine, name, script)
-    snapshot = engine.snapshot(engine.pause(name).snapshot)  # flushes it all
+    snapshot = engine.snapshot(engine.pause(name, mode="filesystem").snapshot)  # flushes it all
     upper = engine.config.root / "layers" / snapshot.layers[-1] / "upper"
     engine.resume(name)
     found = {verb.__name__: cost(engine, verb, name, upper) for verb in (pause, reuse)}
-    pinned = engine.snapshot_pin(engine.pause(name).snapshot)
+    pinned = engine.snapshot_pin(engine.pause(name, mode="filesystem").snapshot)
     found |= {verb.__name__: cost(engine, verb, name, upper) for verb in (fork, stack)}
     for job in (name, f"{name}-fork"):
         engine.remove(job, force=True)

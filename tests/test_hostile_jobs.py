@@ -103,7 +103,7 @@ VERBS: dict[str, Callable[[Engine], object]] = {
     "sessions": lambda engine: engine.sessions("a"),
     "exec": lambda engine: inside(engine, "a", "true"),
     "logs": lambda engine: read(engine, 0, live=False),
-    "pause": lambda engine: engine.pause("a"),
+    "pause": lambda engine: engine.pause("a", mode="filesystem"),
     "resume": lambda engine: engine.resume("a"),
     "stop": lambda engine: engine.stop("a", grace=0.1) if engine.job("a").state is JobState.RUNNING else None,
     "rm": lambda engine: engine.remove("a"),
@@ -167,7 +167,7 @@ def test_a_job_that_lays_traps_can_be_stopped_and_removed(engine: Engine, name: 
 
 def test_a_forged_first_session_changes_nothing(engine: Engine) -> None:
     laid(engine, TRAPS["a forged first session"])
-    context = engine.snapshot(engine.pause("a").snapshot).context
+    context = engine.snapshot(engine.pause("a", mode="filesystem").snapshot).context
     assert [spec.argv[:2] for spec in context.sessions] == [("/bin/sh", "-c")]
     engine.resume("a")
     until(engine, "a", b"begun\nbegun\n")
@@ -215,9 +215,9 @@ def test_verbs_refuse_text_that_is_none(engine: Engine) -> None:
                 verb("a", spec)
     for named in ({"labels": {"a": ODD}}, {"state": ODD}, {"state": object()}):
         with pytest.raises(InvalidInput):
-            engine.pause("a", **named)  # type: ignore[arg-type]
+            engine.pause("a", **named, mode="filesystem")  # type: ignore[arg-type]
         assert engine.job("a").state is JobState.RUNNING
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     for workdir in (f"/{ODD}", "relative", "/a\0b"):
         with pytest.raises(InvalidInput):
             engine.resume("a", workdir=workdir)
@@ -269,7 +269,7 @@ def test_on_a_full_disk_verbs_leave_what_they_found_and_removals_give_room(small
             engine.base_build("small", DirSource(path=small_tree))
             engine.run(JobSpec(base="small", name="big"))
             inside(engine, "big", "head -c 20000000 /dev/urandom > /big")
-            engine.pause("big")
+            engine.pause("big", mode="filesystem")
             engine.run(shell("echo begun; sleep 1000", name="a"))
             until(engine, "a", b"begun\n")
             fill(small_disk)
@@ -278,7 +278,7 @@ def test_on_a_full_disk_verbs_leave_what_they_found_and_removals_give_room(small
             with bounded():
                 for verb in (
                     lambda: engine.run(JobSpec(base="small", name="b")),
-                    lambda: engine.pause("a"),
+                    lambda: engine.pause("a", mode="filesystem"),
                     lambda: engine.base_build("other", DirSource(path=small_tree)),
                     lambda: engine.fork(engine.snapshots()[0].id, name="c"),
                 ):
@@ -287,7 +287,7 @@ def test_on_a_full_disk_verbs_leave_what_they_found_and_removals_give_room(small
                     assert ([(job.name, job.state) for job in engine.jobs(ended=True)], engine.snapshots()) == before
             engine.remove("big")
             assert free(small_disk) > 20000000
-            engine.pause("a")
+            engine.pause("a", mode="filesystem")
             engine.resume("a")
             until(engine, "a", b"begun\nbegun\n")
         finally:

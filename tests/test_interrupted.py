@@ -57,6 +57,8 @@ def places(*names: str) -> list[str]:
     return [f"{name}:{when}" for name in names for when in ("before", "after")]
 
 
+MODES = ("process", "filesystem")
+
 COUNTING = "echo again >> /count; sleep 1000"
 
 
@@ -79,12 +81,12 @@ def test_a_pause_that_is_broken_off_leaves_the_job_running(engine: Engine) -> No
     before = places("pause.freeze", "pause.look", "pause.seal", "pause.flush")
     for place in [*before, "pause.commit:before"]:
         with interrupted(place):
-            engine.pause("a")
+            engine.pause("a", mode="filesystem")
         assert state_of(engine, "a") is JobState.RUNNING, place
         assert counted(engine, "a") == 1, place  # it runs, and it is the same life
         assert engine.snapshots() == [], place
         assert not (engine.config.root / f"layers/{upper}/snapshot.json").exists(), place
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     engine.resume("a")
 
 
@@ -92,7 +94,7 @@ def test_a_pause_that_is_broken_off_leaves_the_job_running(engine: Engine) -> No
 def test_what_breaks_off_after_the_commit_does_not_undo_a_pause(engine: Engine, place: str) -> None:
     counting(engine)
     with interrupted(place):
-        engine.pause("a")
+        engine.pause("a", mode="filesystem")
     assert state_of(engine, "a") is JobState.PAUSED
     (snapshot,) = engine.snapshots()
     engine.fork(snapshot.id, name="b")
@@ -104,7 +106,7 @@ def test_what_breaks_off_after_the_commit_does_not_undo_a_pause(engine: Engine, 
 @pytest.mark.parametrize("pinned", [False, True], ids=["reuse", "stack"])
 def test_a_resume_that_is_broken_off_leaves_the_job_paused(engine: Engine, pinned: bool) -> None:
     counting(engine)
-    snapshot = engine.pause("a").snapshot
+    snapshot = engine.pause("a", mode="filesystem").snapshot
     engine.snapshot_pin(snapshot, pinned=pinned)
     found = engine.snapshot(snapshot), engine.job("a"), sorted((engine.config.root / "layers").iterdir())
     before = places("resume.plan", "resume.mount", "resume.launch")
@@ -120,7 +122,7 @@ def test_a_resume_that_is_broken_off_leaves_the_job_paused(engine: Engine, pinne
 @pytest.mark.parametrize("place", ["resume.commit:after", *places("resume.start")])
 def test_a_resume_that_is_broken_off_after_its_commit_goes_on(engine: Engine, place: str) -> None:
     counting(engine)
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     with interrupted(place):
         engine.resume("a")
     assert engine.job("a").state is JobState.RUNNING
@@ -141,21 +143,23 @@ def test_a_run_that_is_broken_off_leaves_nothing(engine: Engine) -> None:
 # engines that are killed
 
 
-def test_a_wait_outlives_the_engine_that_was_pausing(engine: Engine) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wait_outlives_the_engine_that_was_pausing(engine: Engine, mode: str) -> None:
     engine.run(shell("until test -e /go; do sleep 0.05; done; exit 3", name="a"))
     found: list[int | None] = []
     waiting = threading.Thread(target=lambda: found.append(engine.wait("a", timeout=30).status))
     waiting.start()
-    killed(engine, "engine.pause('a')", "pause.seal:before")
+    killed(engine, f"engine.pause('a', mode='{mode}')", "pause.seal:before")
     wait_for(lambda: state_of(engine, "a") is JobState.RUNNING)
     inside(engine, "a", "touch /go")
     waiting.join()
     assert found == [3]
 
 
-def test_a_look_at_all_jobs_mends_each(engine: Engine) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_look_at_all_jobs_mends_each(engine: Engine, mode: str) -> None:
     counting(engine)
-    killed(engine, "engine.pause('a')", "pause.seal:before")
+    killed(engine, f"engine.pause('a', mode='{mode}')", "pause.seal:before")
     assert state_of(engine, "a") is JobState.PAUSING
     assert [job.state for job in engine.jobs()] == [JobState.RUNNING]
     assert counted(engine, "a") == 1
@@ -169,12 +173,15 @@ def test_a_job_that_was_frozen_before_the_row_can_be_thawed(engine: Engine) -> N
     assert counted(engine, "a") == 1
 
 
+@pytest.mark.parametrize(("mode", "lives"), [("process", 1), ("filesystem", 2)])
 @pytest.mark.parametrize("place", ["pause.commit:after", *places("pause.release")])
-def test_an_engine_that_stayed_open_resumes_at_the_first_call(engine: Engine, place: str) -> None:
+def test_an_engine_that_stayed_open_resumes_at_the_first_call(
+    engine: Engine, place: str, mode: str, lives: int
+) -> None:
     counting(engine)
-    killed(engine, "engine.pause('a')", place)
+    killed(engine, f"engine.pause('a', mode='{mode}')", place)
     assert engine.resume("a").strategy == "reuse"
-    wait_for(lambda: counted(engine, "a") == 2)
+    wait_for(lambda: counted(engine, "a") == lives)
 
 
 @pytest.mark.parametrize("place", ["resume.commit:after", *places("resume.start")])
@@ -186,7 +193,7 @@ def test_sessions_run_once_whoever_finishes_a_resume(engine: Engine, place: str)
     engine.start("a", SessionSpec(argv=("/bin/sh", "-c", "echo 2 >> /two; sleep 1000")))
     for name in ("/second", "/zero", "/two"):
         inside(engine, "a", f"until test -e {name}; do sleep 0.02; done")
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     job = engine.job("a").id
     killed(engine, "engine.resume('a')", place)
     if place == "resume.start:after":
@@ -198,7 +205,7 @@ def test_sessions_run_once_whoever_finishes_a_resume(engine: Engine, place: str)
     for name in ("/zero", "/one", "/two"):
         wait_for(lambda name=name: counted(engine, "a", name) == 2)
     assert {status.id for status in engine.sessions("a") if status.running} == {0, 2}
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     engine.resume("a")
     wait_for(lambda: counted(engine, "a", "/two") == 3)
     assert counted(engine, "a", "/one") == 2
@@ -216,7 +223,7 @@ def test_a_removal_that_was_killed_leaves_no_control_group(engine: Engine) -> No
 
 def test_a_removal_that_is_broken_off_is_swept(engine: Engine) -> None:
     engine.run(shell("sleep 1000", name="a"))
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     with interrupted("remove.commit:after"):
         engine.remove("a")
     with Engine(engine.config.root, timeout=30) as other:
@@ -254,7 +261,7 @@ def test_a_job_whose_directory_is_gone_stays_paused_until_it_gets_another(engine
     until(engine, "a", b"/src\n")
     with engine.exec("a", SessionSpec(argv=("/bin/sh", "-c", "rm /src/lower; rmdir /src"), workdir="/")) as connection:
         list(connection.events())
-    snapshot = engine.pause("a", labels={"why": "lunch"}).snapshot
+    snapshot = engine.pause("a", labels={"why": "lunch"}, mode="filesystem").snapshot
     before = engine.snapshot_pin(snapshot, pinned=pinned)
     for workdir in (None, "/nosuch"):
         with pytest.raises(BadPath):
@@ -265,7 +272,7 @@ def test_a_job_whose_directory_is_gone_stays_paused_until_it_gets_another(engine
     assert engine.resume("a", workdir="/").strategy == ("stack" if pinned else "reuse")
     until(engine, "a", b"/src\n/\n")
     assert inside(engine, "a", "pwd") == "/\n"  # it is the job's directory from now on
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     engine.resume("a")
     until(engine, "a", b"/src\n/\n/\n")
 
@@ -276,7 +283,7 @@ def test_what_is_refused_after_a_kill_and_a_sweep_is_paused_again(engine: Engine
     until(engine, "a", b"/src\n")
     with engine.exec("a", SessionSpec(argv=("/bin/sh", "-c", "rm /src/lower; rmdir /src"), workdir="/")) as connection:
         list(connection.events())
-    before = engine.snapshot(engine.pause("a").snapshot)
+    before = engine.snapshot(engine.pause("a", mode="filesystem").snapshot)
     killed(engine, "engine.resume('a')", "resume.commit:after")
     assert (state_of(engine, "a"), engine.snapshots()) == (JobState.RUNNING, [])
     with Engine(engine.config.root, timeout=30) as other:

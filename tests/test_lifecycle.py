@@ -45,7 +45,7 @@ def test_files_come_back_and_the_command_starts_again(engine: Engine) -> None:
     script = "echo $((`cat /n 2>/dev/null` + 1)) > /n; rm -f /src/lower; cat /n; sleep 1000"
     engine.run(shell(script, name="a"))
     until(engine, "a", b"1\n")
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     result = engine.resume("a")
     assert result.strategy == "reuse"
     assert engine.job("a").snapshot is None
@@ -58,7 +58,7 @@ def test_reuse_keeps_inode_numbers_and_hard_links(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     look = "stat -c '%i %h %Z' /one /two /src"
     before = inside(engine, "a", f"echo x > /one; ln /one /two; {look}")
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     engine.resume("a")
     assert inside(engine, "a", look) == before
 
@@ -67,7 +67,7 @@ def test_environment_directory_state_and_labels_travel(engine: Engine) -> None:
     spec = shell("echo $PWD $COLOUR; sleep 1000", name="a", env={"COLOUR": "blue"}, workdir="/src", labels={"mr": "42"})
     engine.run(spec)
     until(engine, "a", b"/src blue\n")
-    result = engine.pause("a", state={"place": [1, 2]}, labels={"why": "lunch"})
+    result = engine.pause("a", state={"place": [1, 2]}, labels={"why": "lunch"}, mode="filesystem")
     snapshot = engine.snapshot(result.snapshot)
     assert snapshot.context.state == {"place": [1, 2]}
     assert snapshot.labels == {"mr": "42", "why": "lunch"}
@@ -81,14 +81,14 @@ def test_steps_go_on_at_the_first_one_not_completed(engine: Engine) -> None:
     spec = JobSpec(base="small", name="a", steps=steps(one="echo one >> /trace", two=script, three="echo 3 >> /trace"))
     engine.run(spec)
     wait_for_file(engine, "a", "/trace", "one\ntwo\n")
-    snapshot = engine.snapshot(engine.pause("a").snapshot)
+    snapshot = engine.snapshot(engine.pause("a", mode="filesystem").snapshot)
     assert snapshot.context.sessions[0].done == ("one",)
     forked = engine.fork(snapshot.id, name="b")
     inside(engine, "b", "touch /go; killall sleep || true")
     assert engine.wait(forked.job, timeout=30).status != 0  # the sleep that step two waited for was killed
     engine.resume("a")
     inside(engine, "a", "touch /go")
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     engine.resume("a")
     assert engine.wait("a", timeout=30).status == 0
     lines = text_of(engine, "a", "/trace").split()
@@ -101,7 +101,7 @@ def test_a_detached_session_comes_back_under_its_number(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     started = engine.start("a", SessionSpec(argv=("/bin/sh", "-c", "echo up; sleep 1000"), workdir="/src"))
     once = engine.exec("a", SessionSpec(argv=("sleep", "1000")))
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     once.close()
     engine.resume("a")
     live = {status.id for status in engine.sessions("a") if status.running}
@@ -118,7 +118,7 @@ def test_a_shell_on_a_terminal_comes_back_where_it_was(engine: Engine) -> None:
         if b"at /deep" in seen:
             break
     connection.close()
-    snapshot = engine.snapshot(engine.pause("a").snapshot)
+    snapshot = engine.snapshot(engine.pause("a", mode="filesystem").snapshot)
     assert [spec.workdir for spec in snapshot.context.sessions] == ["/deep"]
     engine.resume("a")
     assert [status.running for status in engine.sessions("a")] == [True]
@@ -127,7 +127,7 @@ def test_a_shell_on_a_terminal_comes_back_where_it_was(engine: Engine) -> None:
 def test_forks_share_a_snapshot_and_see_each_their_own(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     inside(engine, "a", "echo common > /common; mkdir /d; touch /d/gone")
-    snapshot = engine.pause("a").snapshot
+    snapshot = engine.pause("a", mode="filesystem").snapshot
     engine.snapshot_pin(snapshot)
     for name in ("b", "c"):
         engine.fork(snapshot, name=name)
@@ -143,7 +143,7 @@ def test_forks_share_a_snapshot_and_see_each_their_own(engine: Engine) -> None:
 def test_the_root_directory_keeps_its_attributes_when_stacked(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     inside(engine, "a", "chmod 751 /; chown 7:8 /")
-    engine.snapshot_pin(engine.pause("a").snapshot)
+    engine.snapshot_pin(engine.pause("a", mode="filesystem").snapshot)
     engine.resume("a")
     assert inside(engine, "a", "stat -c '%a %u %g' /") == "751 7 8\n"
 
@@ -152,7 +152,7 @@ def test_many_rounds_stack_and_reuse(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     for number in range(12):
         inside(engine, "a", f"echo {number} >> /log; mv /dir{number} /dir{number + 1} 2>/dev/null || mkdir /dir1")
-        snapshot = engine.pause("a").snapshot
+        snapshot = engine.pause("a", mode="filesystem").snapshot
         if number % 2:
             engine.snapshot_pin(snapshot)
         engine.resume("a")
@@ -167,7 +167,7 @@ def test_freeze_and_thaw(engine: Engine) -> None:
         engine.exec("a", SessionSpec(argv=("true",)))
     assert engine.thaw("a").state is JobState.RUNNING
     engine.freeze("a")
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     engine.resume("a")
     assert engine.job("a").state is JobState.RUNNING
 
@@ -239,7 +239,7 @@ def test_bases_and_snapshots_in_use_stay(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     with pytest.raises(InUse):
         engine.base_remove("small")
-    snapshot = engine.pause("a").snapshot
+    snapshot = engine.pause("a", mode="filesystem").snapshot
     with pytest.raises(InUse):
         engine.snapshot_remove(snapshot)
     engine.remove("a")
@@ -250,7 +250,7 @@ def test_bases_and_snapshots_in_use_stay(engine: Engine) -> None:
 def test_a_removed_snapshot_leaves_the_layers_of_its_forks(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     inside(engine, "a", "echo kept > /kept")
-    snapshot = engine.pause("a").snapshot
+    snapshot = engine.pause("a", mode="filesystem").snapshot
     engine.fork(snapshot, name="b")
     engine.remove("a")
     assert inside(engine, "b", "cat /kept") == "kept\n"
@@ -263,7 +263,7 @@ def test_a_base_from_a_snapshot(engine: Engine) -> None:
 
     engine.run(JobSpec(base="small", name="a", env={"FROM": "a"}))
     inside(engine, "a", "echo warm > /warm; rm /src/lower; ln -s /etc/passwd /link; mkdir -m 700 /own; chown 5:6 /own")
-    snapshot = engine.pause("a").snapshot
+    snapshot = engine.pause("a", mode="filesystem").snapshot
     base = engine.base_build("warm", SnapshotSource(snapshot=snapshot))
     assert base.names == ("warm",)
     engine.run(JobSpec(base="warm", name="b"))
@@ -287,7 +287,7 @@ def test_two_engines_pause_one_job_once(engine: Engine) -> None:
     def attempt() -> None:
         with Engine(engine.config.root, timeout=30) as other:
             try:
-                other.pause("a")
+                other.pause("a", mode="filesystem")
                 outcomes.append("paused")
             except WrongState:
                 outcomes.append("refused")
@@ -337,7 +337,7 @@ def test_the_files_of_ended_sessions_are_bounded(engine: Engine) -> None:
         with engine.exec("a", SessionSpec(argv=("true",))) as connection:
             assert [event.exit for event in connection.events() if isinstance(event, Exit)] == [0]
     assert [status.id for status in engine.sessions("a")] == list(range(17, 81))
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     engine.resume("a")
     assert inside(engine, "a", "echo on") == "on\n"
     assert len(engine.sessions("a")) == 64

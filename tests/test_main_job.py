@@ -16,8 +16,8 @@ DEMO = Path(__file__).resolve().parents[1] / "scripts" / "demo"
 PATIENCE = 900.0
 """seconds; a mirror may be slow"""
 STEPS = {
-    "pause": ("freeze", "seal", "flush", "commit", "release", "total"),
-    "resume": ("mount", "launch", "start", "total"),
+    "pause": ("freeze", "preflight", "dump", "seal", "flush", "commit", "kill", "release", "total"),
+    "resume": ("mount", "restore", "commit", "go", "total"),
 }
 
 

@@ -68,7 +68,7 @@ def paused(engine: Engine, script: str = "echo old > /f") -> str:
     """A job ``a``, paused; its snapshot."""
     engine.run(JobSpec(base="small", name="a"))
     inside(engine, "a", script)
-    return engine.pause("a").snapshot
+    return engine.pause("a", mode="filesystem").snapshot
 
 
 def names(directory: Path) -> list[str]:
@@ -80,14 +80,16 @@ def names(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("place", "error"), [("bring_up", Busy), ("start", NotFound)], ids=["resuming", "after the commit"]
+    ("place", "error"),
+    [("processes.bring_up", Busy), ("resume.finish", NotFound)],
+    ids=["resuming", "after the commit"],
 )
 def test_no_fork_of_a_layer_that_is_being_written(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception]
 ) -> None:
     snapshot = paused(engine)
     fork = refused(error, lambda other: other.fork(snapshot, name="b"))
-    moment = meanwhile(monkeypatch, f"engine.lifecycle.processes.{place}", by_another(engine, fork))
+    moment = meanwhile(monkeypatch, f"engine.lifecycle.{place}", by_another(engine, fork))
     assert engine.resume("a").strategy == "reuse"
     assert moment.came
     assert [job.name for job in engine.jobs(ended=True)] == ["a"]
@@ -104,7 +106,7 @@ def test_no_fork_of_a_snapshot_that_went_since_it_was_found(
     def go_on(other: Engine) -> None:
         other.resume("a")
         if again:
-            other.pause("a")
+            other.pause("a", mode="filesystem")
 
     moment = meanwhile(monkeypatch, "engine.lifecycle.run._make", by_another(engine, go_on))
     with pytest.raises(NotFound):
@@ -147,7 +149,7 @@ def test_no_pin_of_a_snapshot_that_is_being_resumed(engine: Engine, monkeypatch:
     assert engine.snapshots() == []
     with pytest.raises(NotFound):
         engine.snapshot_pin(snapshot)
-    second = engine.pause("a").snapshot
+    second = engine.pause("a", mode="filesystem").snapshot
     assert [(entry.id, entry.pinned) for entry in engine.snapshots()] == [(second, False)]
 
 
@@ -254,7 +256,7 @@ def test_no_job_is_called_like_an_id(engine: Engine) -> None:
     first = engine.run(JobSpec(base="small", name="a"))
     with pytest.raises(InvalidInput):
         engine.run(JobSpec(base="small", name=first.id))
-    snapshot = engine.pause("a").snapshot
+    snapshot = engine.pause("a", mode="filesystem").snapshot
     with pytest.raises(InvalidInput):
         engine.fork(snapshot, name=first.id)
     assert engine.job(first.id).name == "a"
@@ -374,10 +376,10 @@ def test_a_pause_that_fails_keeps_the_state(engine: Engine, monkeypatch: pytest.
 
     meanwhile(monkeypatch, "engine.lifecycle.pause._flush", full)
     with pytest.raises(NoSpace):
-        engine.pause("a", state={"place": 2}, labels={"x": "y"})
+        engine.pause("a", state={"place": 2}, labels={"x": "y"}, mode="filesystem")
     job = engine.job("a")
     assert (job.state, job.spec.state, job.spec.labels) == (JobState.RUNNING, {"place": 1}, {})
-    assert engine.snapshot(engine.pause("a").snapshot).context.state == {"place": 1}
+    assert engine.snapshot(engine.pause("a", mode="filesystem").snapshot).context.state == {"place": 1}
 
 
 @pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "forked"])
@@ -385,7 +387,7 @@ def test_a_removal_by_force_keeps_the_snapshot_under_a_stacked_job(engine: Engin
     engine.run(shell("echo begun; sleep 1000", name="a"))
     until(engine, "a", b"begun\n")
     inside(engine, "a", "echo old > /f")
-    snapshot = engine.pause("a").snapshot
+    snapshot = engine.pause("a", mode="filesystem").snapshot
     if pinned:
         engine.snapshot_pin(snapshot)
     else:

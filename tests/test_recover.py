@@ -19,20 +19,28 @@ from roots import shell
 
 from engine import Engine, JobState
 from engine.errors import NotFound
+from engine.model import Mode
 
 pytestmark = pytest.mark.root
 
 SOURCES = Path(__file__).resolve().parents[1] / "engine" / "lifecycle"
 VERBS = {
     "run": "engine.run(JobSpec(base='small', name='b', argv=('/bin/sh', '-c', 'echo begun > /begun; sleep 1000')))",
-    "pause": "engine.pause('a')",
-    "resume": "engine.pause('a'); engine.resume('a')",
+    "pause": "engine.pause('a', mode='filesystem')",
+    "resume": "engine.pause('a', mode='filesystem'); engine.resume('a')",
     "remove": "engine.remove('a', force=True)",
     "stop": "engine.stop('a', grace=0)",
     "freeze": "engine.freeze('a')",
     "thaw": "engine.freeze('a'); engine.thaw('a')",
     "base": "engine.base_build('other', DirSource(path=Path(os.environ['TREE'])))",
 }
+WITH_PROCESSES = {
+    "pause": "engine.pause('a', mode='process')",
+    "resume": "engine.pause('a', mode='process'); engine.resume('a')",
+    "run": "engine.fork(engine.pause('a', mode='process').snapshot, name='b')",
+}
+"""verbs for the steps that only processes have; the rest of these verbs is in test_checkpoint_faults.py"""
+ONLY_WITH_PROCESSES = re.compile(r"pause\.(preflight|dump|kill)|(resume|run)\.(restore|go)")
 PLACES = ("before", "after")
 
 
@@ -61,7 +69,8 @@ def test_a_killed_engine_loses_nothing(engine: Engine, small_tree: Path, name: s
     upper = wait_for_kept(engine)
     engine.close()  # SQLite keeps a closed connection's descriptor while the process has another one to the same file
     verb = name.split(".")[0]
-    assert killed(engine, VERBS[verb], f"{name}:{place}", small_tree), f"{name} was not reached"
+    script = (WITH_PROCESSES if ONLY_WITH_PROCESSES.fullmatch(name) else VERBS)[verb]
+    assert killed(engine, script, f"{name}:{place}", small_tree), f"{name} was not reached"
     with Engine(engine.config.root, timeout=30) as next_engine:
         check_state(next_engine, verb)
         again(next_engine, verb, small_tree)
@@ -102,7 +111,7 @@ def killed(engine: Engine, verb: str, fault: str, tree: Path) -> bool:
 
 
 STATES = {
-    "run": {JobState.RUNNING},
+    "run": {JobState.RUNNING, JobState.PAUSED},
     "pause": {JobState.RUNNING, JobState.PAUSED},
     "resume": {JobState.RUNNING, JobState.PAUSED},
     "stop": {JobState.RUNNING, JobState.EXITED, JobState.FAILED},
@@ -143,7 +152,7 @@ def again(engine: Engine, verb: str, tree: Path) -> None:
         getattr(engine, verb)("a")
     else:
         if engine.job("a").state is JobState.RUNNING:
-            engine.pause("a")
+            engine.pause("a", mode="filesystem")
         engine.resume("a")
         assert engine.job("a").state is JobState.RUNNING
 
@@ -153,17 +162,18 @@ def empty_of_jobs(engine: Engine) -> None:
         engine.remove(job.id, force=True)
 
 
-def test_a_reboot_in_the_middle(engine: Engine) -> None:
+@pytest.mark.parametrize("mode", ["process", "filesystem"])
+def test_a_reboot_in_the_middle(engine: Engine, mode: Mode) -> None:
     """The run directory and every process are gone; the catalog and the bytes are there."""
     engine.run(shell("echo kept > /kept; sleep 1000", name="ran"))
     engine.run(shell("sleep 1000", name="paused"))
-    engine.pause("paused")
+    engine.pause("paused", mode=mode)
     engine.close()
     reboot(engine)
     with Engine(engine.config.root, timeout=30) as after:
         assert after.job("ran").state is JobState.FAILED
         assert after.job("ran").failure
-        after.resume("paused")
+        assert after.resume("paused").mode == mode
         assert after.job("paused").state is JobState.RUNNING
         empty_of_jobs(after)
 

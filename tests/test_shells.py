@@ -61,7 +61,7 @@ def test_history_outlives_a_pause(engine: Engine, job: str) -> None:
         user.type("colour=blue; echo lo''oked\r")
         user.expect("looked")
         wait_for(lambda: "looked" in inside(engine, job, "cat /root/.bash_history").replace("'", ""))
-        engine.pause(job)
+        engine.pause(job, mode="filesystem")
         assert user.wait() == 220
     engine.resume(job)
     assert inside(engine, job, "cat /root/.bash_history") == "cd /src\ncolour=blue; echo lo''oked\n"
@@ -82,7 +82,7 @@ def test_the_last_command_is_found_by_its_beginning(engine: Engine, job: str) ->
         user.type("echo $((40 + 2)) answers\r")
         user.expect("42 answers")
         wait_for(lambda: "answers" in inside(engine, job, "cat /root/.bash_history 2>/dev/null || true"))
-        engine.pause(job)
+        engine.pause(job, mode="filesystem")
         user.wait()
     engine.resume(job)
     with Terminal(root, "attach", job, "1") as user:
@@ -160,6 +160,6 @@ def test_a_users_session_comes_back_as_the_user(engine: Engine, job: str) -> Non
     spec = SessionSpec(argv=("bash", "-c", "id -u >> /tmp/ids; exec sleep 1000"), uid=USER[0], gid=USER[1])
     engine.start(job, spec)
     wait_for(lambda: inside(engine, job, "cat /tmp/ids 2>/dev/null || true") == "1234\n")
-    engine.pause(job)
+    engine.pause(job, mode="filesystem")
     engine.resume(job)
     wait_for(lambda: inside(engine, job, "cat /tmp/ids") == "1234\n1234\n")

@@ -31,7 +31,7 @@ def one_round(engine: Engine, number: int) -> None:
     """Run, write, pause, resume, remove; every second resume stacks, and some rounds bring a fork and a session."""
     engine.run(shell(f"{WRITES} echo up; sleep 1000", name="a"))
     until(engine, "a", b"up\n")
-    snapshot = engine.pause("a").snapshot
+    snapshot = engine.pause("a", mode="filesystem").snapshot
     stacked = number % 2 == 0
     if stacked:
         engine.snapshot_pin(snapshot)
@@ -49,11 +49,11 @@ def one_round(engine: Engine, number: int) -> None:
 def test_many_pauses_of_one_job_leave_it_one_layer(engine: Engine) -> None:
     engine.run(shell("while :; do date >> /ticks; echo tick; sleep 0.01; done", name="a"))
     until(engine, "a", b"tick\n")
-    engine.pause("a")
+    engine.pause("a", mode="filesystem")
     host, files = leftovers.count(), on_disk(engine.config.root).keys()
     for _ in range(50):
         engine.resume("a")
-        engine.pause("a")
+        engine.pause("a", mode="filesystem")
     assert leftovers.difference(host, leftovers.settled(host)) == []
     assert on_disk(engine.config.root).keys() == files
     job = engine.job("a")

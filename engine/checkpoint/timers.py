@@ -1,6 +1,6 @@
 """A timer that has run out again and again, and that nobody has read yet, must go on after a restore.
 
-The kernel stops such a timerfd until it is read, and then shows no time that is left (``it_value`` in proc_pid_fdinfo(5)),
+The kernel stops such a timerfd until it is read, and shows no time that is left (``it_value`` in proc_pid_fdinfo(5)),
 as for one that was never armed. criu restores that: the timer would never run out again. With a nanosecond left it does
 so at once, and goes on. The image is files.img: criu's images/fdinfo.proto and timerfd.proto.
 """

@@ -65,6 +65,14 @@ def _add_resume(verbs: Verbs) -> None:
         "--mode", choices=("auto", "process", "filesystem"), default="auto",
         help="with the snapshot's processes, anew from its files, or with what there is (auto, the default)",
     )  # fmt: skip
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument(
+        "--lazy", dest="memory", action="store_const", const="lazy", default="auto",
+        help="go on before all memory is there: it comes in when it is touched (default: by size)",
+    )  # fmt: skip
+    memory.add_argument(
+        "--eager", dest="memory", action="store_const", const="eager", help="bring in all memory before going on"
+    )
     parser.add_argument(
         "--tcp", choices=("close", "keep"), default="close",
         help="what becomes of connections to outside of the job (default close)",
@@ -211,7 +219,7 @@ def resume(args: Namespace, out: Output) -> int:
 def _resume(engine: Engine, args: Namespace) -> ResumeResult:
     """A job's name comes before a snapshot's id."""
     job = _job(engine, args.what)
-    how = {"mode": args.mode, "keep_tcp": args.tcp == "keep"}
+    how = {"mode": args.mode, "keep_tcp": args.tcp == "keep", "memory": args.memory}
     if job is not None and args.name is None:
         if args.env:
             raise InvalidInput("--env goes with a fork, not with a job that is resumed", hint="add --as NAME")

@@ -36,16 +36,24 @@ class Talk(NamedTuple):
 
 @contextlib.contextmanager
 def started(
-    root: Root, job: Job, view: ViewSpec, images: Path, *, work: Path, outlives: bool, patience: float
+    root: Root,
+    job: Job,
+    view: ViewSpec,
+    images: Path,
+    *,
+    work: Path,
+    outlives: bool,
+    patience: float,
+    lazily: bool = False,
 ) -> Iterator[Talk]:
     """Start criu with ``view``; when the block ends so has criu, which undoes what it was in the middle of.
 
     ``work``: where it leaves its log. ``outlives``: it doesn't die with this engine, see `settle`. ``patience`` in
-    seconds: how long it may be silent."""
+    seconds: how long it may be silent. ``lazily``: its processes may make userfaultfds."""
     with contextlib.ExitStack() as stack:
+        directories = [_opened(path, stack) for path in (images, work)]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.callback(ours.close)
-        directories = [_opened(path, stack) for path in (images, work)]
         if outlives:
             stack.callback(_pidfile(root, job).unlink, missing_ok=True)
         with theirs:
@@ -55,12 +63,14 @@ def started(
                 program=os.fspath(tools.find("criu").path),
                 args=("swrk", str(theirs.fileno())),
                 kdat=os.fspath(_cache(root)),
+                preload=os.fspath(launch.program("serac-userfaultfd.so")) if lazily else None,
                 pidfile=(ours.fileno(), os.fspath(_pidfile(root, job))) if outlives else None,
             )
             if outlives:
                 descriptors.append(ours.fileno())
             criu = stack.enter_context(launch.criu(spec, descriptors=descriptors, timeout=root.timeout))
-        conversation = stack.enter_context(checkpoint.Conversation(ours, patience=patience))
+        pidfd = stack.enter_context(criu.opened())
+        conversation = stack.enter_context(checkpoint.Conversation(ours, patience=patience, pidfd=pidfd))
         yield Talk(criu, conversation, *directories)
         with contextlib.suppress(Timeout):  # it has said how it went; one that doesn't end then is killed
             criu.wait(patience)

@@ -5,7 +5,8 @@ holds the processes: what fails there makes criu undo its work, and the job is a
 end criu kills them, and nothing that becomes of criu then is a failure any more.
 
 criu doesn't die with its engine, for it would leave the processes half its own. It waits, and `criu.settle`, called by
-who takes the job next, tells it whether the pause was committed.
+who takes the job next, tells it whether the pause was committed. What a criu leaves that was killed itself is put right
+in `engine.lifecycle.abandoned`; when all was written by then, the pause goes through.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import msgspec
 
 from engine import session
 from engine.errors import ProtocolError
-from engine.lifecycle import processes
+from engine.lifecycle import lazy, processes
 from engine.lifecycle.root import Root, now
 from engine.model import LIVE, Job, JobState, SessionStatus
 
@@ -16,8 +16,12 @@ def settle(root: Root, job: Job) -> Job:
     """The job as it is now; the caller holds its lock."""
     if job.state not in LIVE or processes.alive(root, job):
         return job
+    why = lazy.verdict(root, job) if job.loading is not None else None
     processes.take_down(root, job)
-    return root.put(ended(job, main_status(root, job)))
+    if why is not None:
+        failure = f"its memory could not be brought back: {why}"
+        return root.put(msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now()))
+    return lazy.complete(root, root.put(ended(job, main_status(root, job))))
 
 
 def main_status(root: Root, job: Job) -> SessionStatus | None:

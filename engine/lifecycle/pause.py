@@ -28,7 +28,7 @@ from engine import cgroup, checkpoint, layers, session, store
 from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
 from engine.kernel import process
 from engine.kernel.filesystem import syncfs
-from engine.lifecycle import dump, processes, sessions
+from engine.lifecycle import dump, lazy, processes, sessions
 from engine.lifecycle.root import Root, now, require
 from engine.model import Context, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
@@ -46,8 +46,9 @@ def pause(
     if mode not in get_args(Mode):
         raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
     sessions.check_annotations(labels, None if state is msgspec.UNSET else state)
+    require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
+    job = lazy.awaited(root, job)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
-        require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
         try:
             snapshot = _cut(root, job, mode=mode, labels=labels, state=state)
         except BaseException:
@@ -140,7 +141,7 @@ def undo(root: Root, job: Job) -> bool:
         return False
     if job.upper is not None:
         layers.unseal(root.layer(job.upper))
-        layers.drop_image(root.layer(job.upper))
+        dump.forget(root, job)
     if job.state is JobState.RUNNING:
         with contextlib.suppress(SeracError):  # its group is gone when the job ended in the middle
             cgroup.thaw(root.group_of(job))

@@ -151,6 +151,9 @@ def take_down(root: Root, job: Job) -> None:
     group = root.group_of(job)
     cgroup.kill(group, timeout=root.timeout)
     cgroup.remove(group)
+    pages = root.pages_group(job.id)
+    cgroup.kill(pages, timeout=root.timeout)
+    cgroup.remove(pages)
     if job.address is not None:
         _disconnect(root, job.address)
     if job.upper is not None:

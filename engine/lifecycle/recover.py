@@ -21,8 +21,8 @@ from pathlib import Path
 import msgspec
 
 from engine import cgroup, layers, store
-from engine.errors import Busy, NotFound, SeracError
-from engine.lifecycle import criu, mounting, observe, pause, processes, remove, resume
+from engine.errors import Busy, NotFound, SeracError, WrongState
+from engine.lifecycle import criu, lazy, mounting, observe, pause, processes, remove, resume
 from engine.lifecycle.root import Root
 from engine.model import LIVE, Job, JobState
 from engine.steps import step
@@ -45,7 +45,8 @@ def taken(root: Root, ref: str, *, timeout: float | None = None) -> Iterator[Job
 def look(root: Root, job: Job) -> Job:
     """The job as it is now, mended and settled where that is due. A job that another engine is at work on, or that
     can't be mended now, is given as the catalog has it."""
-    if job.state not in PASSING and not job.pending and (job.state not in LIVE or processes.alive(root, job)):
+    due = job.state in PASSING or job.pending or (job.state in LIVE and _changed(root, job))
+    if not due:
         return job
     try:
         with taken(root, job.id, timeout=0) as settled:
@@ -57,10 +58,14 @@ def look(root: Root, job: Job) -> Job:
         return job
 
 
+def _changed(root: Root, job: Job) -> bool:
+    return not processes.alive(root, job) or (job.loading is not None and lazy.ended(root, job))
+
+
 def recover(root: Root) -> None:
     """What an engine does when it opens a root; cheap when all is well."""
     for job in root.catalog.jobs_in(*PASSING, JobState.RUNNING):
-        if job.state in PASSING or job.pending:
+        if job.state in PASSING or job.pending or job.loading:
             look(root, job)
     with store.sweeping(root.tmp) as found:
         if found.markers:
@@ -77,6 +82,9 @@ def mend(root: Root, job: Job) -> Job | None:
         with step("recover.pending", job=job.id), contextlib.suppress(*processes.REFUSED):
             resume.finish(root, job)
         return root.catalog.job_with(job.id)
+    if job.loading and job.state in LIVE and processes.alive(root, job) and lazy.ended(root, job):
+        with contextlib.suppress(WrongState):
+            return lazy.awaited(root, job)
     if job.state not in LIVE and root.run_job(job.id).exists():
         _release(root, job)
     return job
@@ -135,11 +143,12 @@ def _done(piece: Callable[[], object]) -> bool:
 
 
 def _strange_groups(root: Root, jobs: Container[str]) -> Iterator[Callable[[], object]]:
-    for job_id in cgroup.leftover(root.host, root.config.name):
-        if job_id not in jobs:
-            group = cgroup.everywhere(root.host, root.config.name, job_id)
-            yield partial(cgroup.kill, group, timeout=root.timeout)
-            yield partial(cgroup.remove, group)
+    for tag in (root.config.name, f"{root.config.name}.pages"):
+        for job_id in cgroup.leftover(root.host, tag):
+            if job_id not in jobs:
+                group = cgroup.everywhere(root.host, tag, job_id)
+                yield partial(cgroup.kill, group, timeout=root.timeout)
+                yield partial(cgroup.remove, group)
 
 
 def _strange_directories(places: tuple[Path, ...], *, known: Container[str]) -> Iterator[Callable[[], object]]:

@@ -61,7 +61,8 @@ def _forget(root: Root, job: Job) -> Gone:
     images = []
     with root.catalog.transaction(durable=True) as transaction:
         transaction.remove_job(job.id)
-        for snapshot in root.catalog.snapshots() if job.state in (JobState.PAUSED, JobState.RESUMING) else ():
+        goes_on = job.loading or job.state in (JobState.PAUSED, JobState.RESUMING)
+        for snapshot in root.catalog.snapshots() if goes_on else ():
             if snapshot.id == job.snapshot and snapshot.job == job.id and not snapshot.pinned:
                 _refuse_forked(root, snapshot.id)
                 transaction.remove_snapshot(snapshot.id)

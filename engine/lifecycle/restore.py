@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from engine import cgroup, checkpoint, launch, layers, network, store, tools
-from engine.errors import CannotRestore, NoSpace, Timeout, from_os
+from engine.errors import CannotRestore, Damaged, NoSpace, Timeout, from_os
 from engine.kernel import process
 from engine.launch import NetworkSpec, ViewSpec
 from engine.lifecycle import criu, lazy, processes
@@ -38,6 +38,7 @@ def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily
     image = snapshot.image
     assert image is not None
     images = layers.image(root.layer(snapshot.layers[-1]))
+    _check_size(images, image)
     with contextlib.ExitStack() as stack:
         with step(f"{verb}.mount", job=job.id):
             view = _view(processes.prepare(root, job))
@@ -67,9 +68,36 @@ def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily
         add(name, milliseconds)
 
 
+def _check_size(images: Path, image: ProcessImage) -> None:
+    """criu waits for ever for pages that aren't there."""
+    if image.memory != (found := page_bytes(images)):
+        raise Damaged(
+            f"{images}: {found} bytes of memory, {image.memory} were written",
+            hint="--mode filesystem starts it again from its files",
+        )
+
+
+def page_bytes(images: Path) -> int:
+    """How much memory of processes an image has. Raises CannotRestore."""
+    try:
+        return sum(entry.stat().st_size for entry in os.scandir(images) if entry.name.startswith("pages-"))
+    except FileNotFoundError as error:
+        raise CannotRestore(f"the processes are gone: {error.filename}", reason="no-image") from error
+
+
 def _view(view: ViewSpec) -> ViewSpec:
     """What criu sees: the job's root, its io directory, and a new /dev/shm."""
     return msgspec.structs.replace(view, binds=(("io", "/run/io"),), shm=SHM)
+
+
+def leave_aside(root: Root, job: Job, snapshot: Snapshot) -> None:
+    """Take away the names that criu gave to files of processes which don't come back; init is there, and runs nothing
+    yet."""
+    names = snapshot.image.remaps if snapshot.image is not None else ()
+    for name in names:
+        *parents, last = name.split("/")
+        with contextlib.suppress(OSError), process.inside(processes.recall(root, job).pid, *parents) as directory:
+            os.unlink(last, dir_fd=directory)
 
 
 def copy_logs(root: Root, job: Job, snapshot: Snapshot) -> None:

@@ -29,9 +29,21 @@ import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import processes, restore, sessions, wake
+from engine.lifecycle import lazy, processes, restore, sessions, wake
 from engine.lifecycle.root import Root, now, require
-from engine.model import Context, Job, JobState, Layer, Mode, ResumeResult, SessionSpec, Snapshot, Strategy
+from engine.model import (
+    Context,
+    Job,
+    JobState,
+    Layer,
+    Loading,
+    Memory,
+    Mode,
+    ResumeResult,
+    SessionSpec,
+    Snapshot,
+    Strategy,
+)
 from engine.steps import record, step
 
 ENDED_KEPT = 64
@@ -39,16 +51,25 @@ ENDED_KEPT = 64
 
 
 def resume(
-    root: Root, job: Job, *, mode: Mode = "auto", workdir: str | None = None, keep_tcp: bool = False, keep: bool = False
+    root: Root,
+    job: Job,
+    *,
+    mode: Mode = "auto",
+    workdir: str | None = None,
+    keep_tcp: bool = False,
+    keep: bool = False,
+    memory: Memory = "auto",
 ) -> ResumeResult:
     """``mode``: ``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is.
     ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere.
     ``keep``: the snapshot stays."""
     if mode not in get_args(Mode):
         raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
+    job = _again(root, job)
     require(job, JobState.PAUSED, verb="resume")
     snapshot = root.catalog.snapshot(job.snapshot or "")
     back = with_processes(root, snapshot, mode)
+    choice = lazy.choose(snapshot, memory, back=back)
     if workdir is not None:
         sessions.check_workdir(workdir)
         if back:
@@ -57,12 +78,14 @@ def resume(
     with record() as timings, root.intent(f"resume-{job.id}") as intent:
         try:
             with step("resume.plan", job=job.id):
-                resuming, strategy = _prepare(root, job, snapshot, clear=not back, keep=keep)
+                resuming, strategy = _prepare(root, job, snapshot, clear=not back, keep=keep or choice.lazy)
             if back:
                 generation = wake.new_generation(root, resuming)
-                running = _restore(root, resuming, snapshot, keep_tcp=keep_tcp)
+                loading = Loading(snapshot=snapshot.id, keep=keep) if choice.lazy else None
+                running = _restore(root, resuming, snapshot, keep_tcp=keep_tcp, loading=loading)
             else:
                 processes.bring_up(root, resuming, verb="resume")
+                restore.leave_aside(root, resuming, snapshot)
                 with step("resume.commit", job=job.id):
                     running = _commit(root, resuming, snapshot, workdir)
         except BaseException:
@@ -80,8 +103,20 @@ def resume(
         missing=missing,
         generation=generation,
         untold=untold,
+        memory=choice.memory,
+        eager_because=choice.why,
         timings=timings,
     )
+
+
+def _again(root: Root, job: Job) -> Job:
+    """A job whose memory never came is paused to its snapshot again; what it had done since is given up."""
+    if job.state is not JobState.FAILED or job.loading is None:
+        return job
+    snapshot = root.catalog.snapshot(job.loading.snapshot)
+    with root.intent(f"again-{job.id}"):
+        _put_paused(root, msgspec.structs.replace(job, failure=None, ended=None), snapshot)
+    return root.catalog.job_with(job.id)
 
 
 def with_processes(root: Root, snapshot: Snapshot, mode: Mode) -> bool:
@@ -96,13 +131,14 @@ def with_processes(root: Root, snapshot: Snapshot, mode: Mode) -> bool:
     return False
 
 
-def _restore(root: Root, resuming: Job, snapshot: Snapshot, *, keep_tcp: bool) -> Job:
+def _restore(root: Root, resuming: Job, snapshot: Snapshot, *, keep_tcp: bool, loading: Loading | None) -> Job:
     """Steps 2 and 3, and the first of 4: the processes go."""
     assert snapshot.image is not None
     with (
-        restore.restored(root, resuming, snapshot, keep_tcp=keep_tcp, verb="resume"),
+        restore.restored(root, resuming, snapshot, keep_tcp=keep_tcp, lazily=loading is not None, verb="resume"),
         step("resume.commit", job=resuming.id),
     ):
+        resuming = msgspec.structs.replace(resuming, loading=loading)
         return _commit(root, resuming, msgspec.structs.replace(snapshot, context=Context()), None)
 
 
@@ -217,6 +253,7 @@ def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
         layers=snapshot.layers,
         snapshot=snapshot.id,
         pending=(),
+        loading=None,
     )
     parent = snapshot.layers[-2] if len(snapshot.layers) > 1 else None
     with root.catalog.transaction(durable=True) as transaction:

@@ -101,6 +101,10 @@ class Root:
     def group_of(self, job: Job) -> cgroup.Group:
         return self.group(job.id, job.spec.limits)
 
+    def pages_group(self, job_id: str) -> cgroup.Group:
+        """Of what brings a job's memory in; not below the job's own, with which it must not be frozen or killed."""
+        return cgroup.locate(self.host, f"{self.config.name}.pages", job_id, Limits())
+
     @contextlib.contextmanager
     def locked(self, ref: str, *, timeout: float | None = None) -> Iterator[Job]:
         """Find a job, take its lock and give it as it is then. Raises NotFound, Busy."""

@@ -20,7 +20,7 @@ import msgspec
 
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
-from engine.lifecycle import mounting, processes, remove, restore, resume, sessions, wake
+from engine.lifecycle import lazy, mounting, processes, remove, restore, resume, sessions, wake
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
@@ -32,6 +32,8 @@ from engine.model import (
     JobSpec,
     JobState,
     Layer,
+    Loading,
+    Memory,
     Mode,
     SessionSpec,
     Snapshot,
@@ -49,7 +51,14 @@ def run(root: Root, spec: JobSpec, *, terminal: tuple[int, int] | None) -> Job:
 
 
 def fork(
-    root: Root, snapshot: Snapshot, *, name: str | None, mode: Mode, env: Mapping[str, str], keep_tcp: bool
+    root: Root,
+    snapshot: Snapshot,
+    *,
+    name: str | None,
+    mode: Mode,
+    env: Mapping[str, str],
+    keep_tcp: bool,
+    memory: Memory = "auto",
 ) -> ForkResult:
     """The snapshot stays as it is; its top layer becomes one that is only read. ``env`` is added to the job's own, for
     sessions that are started from now on."""
@@ -57,6 +66,7 @@ def fork(
     check(spec)
     layers.check_depth(snapshot)
     back = resume.with_processes(root, snapshot, mode)
+    choice = lazy.choose(snapshot, memory, back=back)
     with record() as timings:
         job = msgspec.structs.replace(
             _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id
@@ -64,11 +74,11 @@ def fork(
         missing: dict[int, str] = {}
         generation = untold = None
         if back:
-            job, generation = _bring_back(root, job, snapshot, keep_tcp=keep_tcp)
+            job, generation = _bring_back(root, job, snapshot, keep_tcp=keep_tcp, lazily=choice.lazy)
             untold = wake.introduce(root, job) or wake.tell(root, job, generation)
         else:
             first = sessions.renamed(snapshot.context, job.name, env).sessions
-            job, missing = _begin(root, job, list(first))
+            job, missing = _begin(root, job, list(first), snapshot=snapshot)
     return ForkResult(
         job=job.id,
         name=job.name,
@@ -77,17 +87,25 @@ def fork(
         missing=missing,
         generation=generation,
         untold=untold,
+        memory=choice.memory,
+        eager_because=choice.why,
         timings=timings,
     )
 
 
-def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool) -> tuple[Job, str]:
+def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily: bool) -> tuple[Job, str]:
     """The job that goes on as a copy, and its generation."""
     with _made(root, job) as made:
         restore.copy_logs(root, made, snapshot)
         generation = wake.new_generation(root, made)
-        with restore.restored(root, made, snapshot, keep_tcp=keep_tcp, verb="run"), step("run.commit", job=job.id):
-            return root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now())), generation
+        running = msgspec.structs.replace(made, state=JobState.RUNNING, started=now())
+        if lazily:
+            running = msgspec.structs.replace(running, loading=Loading(snapshot=snapshot.id, keep=True))
+        with (
+            restore.restored(root, made, snapshot, keep_tcp=keep_tcp, lazily=lazily, verb="run"),
+            step("run.commit", job=job.id),
+        ):
+            return root.put(running), generation
 
 
 def check(spec: JobSpec) -> None:
@@ -125,9 +143,13 @@ def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
     )
 
 
-def _begin(root: Root, job: Job, first: list[SessionSpec]) -> tuple[Job, dict[int, str]]:
+def _begin(
+    root: Root, job: Job, first: list[SessionSpec], *, snapshot: Snapshot | None = None
+) -> tuple[Job, dict[int, str]]:
     with _made(root, job) as made:
         processes.bring_up(root, made, verb="run")
+        if snapshot is not None:
+            restore.leave_aside(root, made, snapshot)
         wake.new_generation(root, made)
         missing = processes.start(root, made, first, verb="run")
         with step("run.commit", job=job.id):

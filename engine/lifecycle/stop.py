@@ -10,7 +10,7 @@ import signal
 import msgspec
 
 from engine import cgroup
-from engine.lifecycle import observe, processes
+from engine.lifecycle import lazy, observe, processes
 from engine.lifecycle.root import Root, now, require
 from engine.model import ENDED, LIVE, Job, JobState
 from engine.steps import step
@@ -27,7 +27,7 @@ def stop(root: Root, job: Job, *, grace: float | None) -> Job:
         processes.wait_init(root, job, timeout=root.config.settings.stop_grace if grace is None else grace)
     with step("stop.kill", job=job.id):
         processes.take_down(root, job)
-    return root.put(_stopped(root, job))
+    return lazy.complete(root, root.put(_stopped(root, job)))
 
 
 def _stopped(root: Root, job: Job) -> Job:

@@ -242,17 +242,16 @@ def test_keys_typed_before_quiesce_reach_the_terminal(job: InitJob) -> None:
 
 
 def test_who_quiesces_and_leaves_opens_the_door_again(job: InitJob) -> None:
-    """A stopped holder makes the first wait, and a second one is refused meanwhile."""
+    """A holder that is held back makes the first wait, and a second one is refused meanwhile."""
     with job.connect() as shown, job.connect() as first:
         shown.start(shell("echo up; read x; echo got $x", tty=(24, 80)), attach=True)
         until(shown.events(), b"up")
-        (holder,) = job.holders()
-        os.kill(holder, signal.SIGSTOP)
-        for _ in range(2):
-            first._send(Message(type=Type.QUIESCE))
-        refusal = first._receive()
-        assert refusal is not None
-        assert (refusal.type, refusal.offset) == (Type.ERROR, errno.EBUSY)
+        with initjob.held_back(*job.holders()):
+            for _ in range(2):
+                first._send(Message(type=Type.QUIESCE))
+            refusal = first._receive()
+            assert refusal is not None
+            assert (refusal.type, refusal.offset) == (Type.ERROR, errno.EBUSY)
+            first.close()
     with job.connect() as control:
-        os.kill(holder, signal.SIGCONT)
         control.quiesce()

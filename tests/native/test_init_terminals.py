@@ -9,11 +9,12 @@ from pathlib import Path
 
 import initjob
 import pytest
-from initjob import PATH, InitJob, ending, fifo, output, run, shell, until, wait_exit
+from initjob import PATH, InitJob, ending, fifo, held_back, output, run, shell, until, wait_exit
 
 from engine.errors import WrongState
 from engine.model import SessionSpec, Step
 from engine.session import Exit
+from engine.session.protocol import Message, Type
 
 pytestmark = pytest.mark.root
 
@@ -193,3 +194,96 @@ def test_a_holder_killed_between_steps_ends_its_session(job: InitJob) -> None:
         list(connection.events())
         Path(gate).write_text("!\n")
     assert ending(wait_exit(job, status.id)) == (126, None)
+
+
+def quiesce(job: InitJob) -> None:
+    with job.connect() as control:
+        control.quiesce()
+
+
+def test_quiesce_makes_every_holder_younger_than_all_processes(job: InitJob) -> None:
+    """criu restores the children of init in another order than they were born in."""
+    with job.connect() as control:
+        leaders = [control.start(shell("exec sleep 1000", tty=(24, 80))).pid for _ in range(3)]
+        control.start(shell("exec sleep 1000"))
+    initjob.settle(lambda: birth_order(job) == ["sleep", "serac-terminal"] * 3 + ["sleep"])
+    others = [pid for pid, name in job.children().items() if name == "sleep"]
+    for _ in range(4):
+        before = job.holders()
+        quiesce(job)
+        assert list(job.children())[:4] == others  # and of those before them nothing is left, not even to be reaped
+        assert birth_order(job) == ["sleep"] * 4 + ["serac-terminal"] * 3
+        assert min(job.holders()) > max(before + others)
+    with job.connect() as control:
+        assert [status.pid for status in control.sessions()][:3] == leaders
+
+
+def test_a_terminal_is_as_it_was_after_quiesce(job: InitJob) -> None:
+    """Window, settings, scrollback, what was typed ahead, and what is said meanwhile."""
+    script = "stty -echo; echo up; read a; seq 3000; read b; stty size; stty -a | grep -q -- '-echo ' && echo $a-$b"
+    with job.connect() as one:
+        status = one.start(shell(script, tty=(24, 80)), attach=True)
+        until(one.events(), b"up")
+        one.resize(41, 132)
+        one.send(b"eins\n")
+        for _ in range(3):
+            quiesce(job)
+    with job.connect() as two:
+        two.attach(status.id, offset=0)
+        two.send(b"zwei\n")
+        events = list(two.events())
+    assert ending(events) == (0, None)
+    assert output(events).decode().split() == ["up", *map(str, range(1, 3001)), "41", "132", "eins-zwei"]
+
+
+def test_steps_go_on_through_quiesce(job: InitJob) -> None:
+    steps = tuple(Step(name=str(number), script=f"seq {number * 100} {number * 100 + 99}") for number in range(40))
+    with job.connect() as control:
+        status = control.start(SessionSpec(steps=steps, env=PATH, tty=(24, 80)))
+    for _ in range(20):
+        quiesce(job)
+    events = wait_exit(job, status.id)
+    assert ending(events) == (0, None)
+    assert output(events).split() == [str(number).encode() for number in range(4000)]
+
+
+def test_quiesce_sets_a_stopped_holder_going(job: InitJob) -> None:
+    with job.connect() as connection:
+        status = connection.start(shell("echo up; read x; exit 5", tty=(24, 80)), attach=True)
+        until(connection.events(), b"up")
+        os.kill(job.holders()[0], signal.SIGSTOP)
+        quiesce(job)
+    with job.connect() as connection:
+        connection.attach(status.id)
+        connection.send(b"\n")
+        assert ending(list(connection.events())) == (5, None)
+
+
+def test_a_holder_that_dies_meanwhile_does_not_hold_up_quiesce(job: InitJob) -> None:
+    with job.connect() as connection, job.connect() as control:
+        doomed = connection.start(shell("exec sleep 1000", tty=(24, 80)), attach=True)
+        control.start(shell("exec sleep 1000", tty=(24, 80)))
+        initjob.settle(lambda: len(job.holders()) == 2)
+        first, second = job.holders()
+        with held_back(first):
+            control._send(Message(type=Type.QUIESCE))
+            initjob.settle(lambda: second not in job.holders())
+            os.kill(first, signal.SIGKILL)
+        answer = control._receive()
+        assert answer is not None
+        assert answer.type == Type.OK
+        assert second < job.holders()[0]
+    assert ending(wait_exit(job, doomed.id)) == (None, signal.SIGHUP)
+    assert len(job.holders()) == 1
+
+
+def test_a_holder_that_is_held_back_does_not_hold_up_quiesce_for_ever(job: InitJob) -> None:
+    with job.connect() as control:
+        status = control.start(shell("read x; exit 5", tty=(24, 80)))
+    initjob.settle(lambda: len(job.holders()) == 1)
+    with held_back(*job.holders()):
+        quiesce(job)
+    with job.connect() as connection:
+        connection.attach(status.id)
+        connection.send(b"\n")
+        assert ending(list(connection.events())) == (5, None)

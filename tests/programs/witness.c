@@ -7,7 +7,7 @@
  * that answers with its own count of rounds and of its alarms; and once through a ring of CHILDREN processes, joined
  * by pipes, each of which compares it with its own count and looks through its KIB kibibytes of memory.  One of the
  * processes holds a file whose name is gone and that still has another one.  FILE has the count of rounds and of
- * alarms, and in the end what is wrong.
+ * alarms and the time of birth, and in the end what is wrong.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -22,6 +22,7 @@
 #include <sys/time.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static int report;
@@ -127,6 +128,7 @@ static int ring(int last, int children, size_t size) {
 
 /* Without its first name, with another: criu makes it a new one while it is restored. */
 static int file_hold(void) {
+    unlink("/held.2"); /* of a life before */
     int fd = open("/held.1", O_RDWR | O_CREAT, 0600);
     if (fd < 0 || write(fd, "held", 4) != 4 || link("/held.1", "/held.2") < 0 || unlink("/held.1") < 0)
         wrong("hold");
@@ -142,6 +144,8 @@ static void file_look(int fd) {
 int main(int count, char **words) {
     struct itimerspec often = {{0, 10000000}, {0, 10000000}};
     int children = count > 2 ? atoi(words[2]) : 0, ends[2];
+    struct timespec born;
+    clock_gettime(CLOCK_REALTIME, &born);
     size_t size = count > 3 ? (size_t)atoi(words[3]) << 10 : 0;
     if (count < 2 || (report = open(words[1], O_RDWR | O_CREAT, 0644)) < 0)
         return 2;
@@ -151,7 +155,7 @@ int main(int count, char **words) {
     int last = ring(ends[0], children, size);
     for (uint64_t rounds = 1, ticks, token;; rounds++) {
         struct answer answer;
-        char line[64];
+        char line[96];
         get(timer, &ticks, sizeof ticks, "the timer");
         put(server, &rounds, sizeof rounds, "the client's connection");
         get(server, &answer, sizeof answer, "the client's connection");
@@ -163,7 +167,8 @@ int main(int count, char **words) {
         if (token != rounds + (uint64_t)children)
             wrong("the ring's count");
         file_look(held);
-        int length = snprintf(line, sizeof line, "%llu %llu\n", (unsigned long long)rounds, (unsigned long long)answer.alarms);
+        int length = snprintf(line, sizeof line, "%llu %llu %lld%09ld\n", (unsigned long long)rounds,
+                              (unsigned long long)answer.alarms, (long long)born.tv_sec, born.tv_nsec);
         if (pwrite(report, line, (size_t)length, 0) != length)
             wrong("the report");
     }

@@ -1,10 +1,11 @@
-#include "pagemap.h"
+#include "launch_pagemap.h"
 
 #include "cleanup.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #define IMAGE_MAGIC 0x54564319
@@ -142,9 +143,14 @@ static size_t memory_after(const struct memory *memory, uint64_t address) {
     return low;
 }
 
-const struct range *memory_find(const struct memory *memory, uint64_t address) {
+const struct range *memory_next(const struct memory *memory, uint64_t address) {
     size_t index = memory_after(memory, address);
-    return index < memory->high && memory->at[index].start <= address ? &memory->at[index] : NULL;
+    return index < memory->high ? &memory->at[index] : NULL;
+}
+
+const struct range *memory_find(const struct memory *memory, uint64_t address) {
+    const struct range *next = memory_next(memory, address);
+    return next && next->start <= address ? next : NULL;
 }
 
 /* No range lies across `address` any more; *index: the first that begins there or later. */
@@ -214,6 +220,7 @@ int memory_copy(const struct memory *from, struct memory *to) {
 struct mappings {
     struct bytes entry;
     uint64_t start, end;
+    bool wiped;
     bool fresh; /* no range of this one yet */
 };
 
@@ -224,8 +231,13 @@ static int mapping_next(struct mappings *mappings) {
         ;
     if (more <= 0)
         return damaged();
-    while ((more = field_next(&field.inner, &part)) > 0 && part.number <= 2)
-        *(part.number == 1 ? &mappings->start : &mappings->end) = part.value;
+    uint64_t values[10] = {0};
+    while ((more = field_next(&field.inner, &part)) > 0)
+        if (part.number < 10)
+            values[part.number] = part.value;
+    mappings->start = values[1];
+    mappings->end = values[2];
+    mappings->wiped = values[9] >> MADV_WIPEONFORK & 1;
     mappings->fresh = true;
     return more < 0 ? -1 : 0;
 }
@@ -237,7 +249,7 @@ static int run_add(struct memory *memory, struct mappings *mappings, uint64_t st
             if (mapping_next(mappings) < 0)
                 return -1;
         uint64_t until = end < mappings->end ? end : mappings->end;
-        struct range range = {start, until, offset, mappings->fresh};
+        struct range range = {start, until, offset, mappings->fresh, mappings->wiped};
         if (mappings->start > start || (memory->high && memory->at[memory->high - 1].end > start))
             return damaged();
         if (memory_insert(memory, memory->high, range) < 0)
@@ -262,9 +274,10 @@ static int run_read(struct bytes entry, struct run *run) {
         if (field.number < 6)
             values[field.number] = field.value;
     uint64_t count = values[5] ? values[5] : values[2];
-    if (more < 0 || !count || count > (1ull << 40) || values[1] % PAGE || values[1] + count * PAGE < values[1])
+    if (more < 0 || !count || count > (1ull << 40) || values[1] % page_size() ||
+        values[1] + count * page_size() < values[1])
         return damaged();
-    *run = (struct run){values[1], count * PAGE, (unsigned)values[4]};
+    *run = (struct run){values[1], count * page_size(), (unsigned)values[4]};
     return 0;
 }
 

@@ -6,14 +6,17 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <unistd.h>
 
-#define PAGE 4096ull
+static inline uint64_t page_size(void) {
+    return (uint64_t)sysconf(_SC_PAGESIZE);
+}
 
-/* Memory that isn't there yet.  It is within one mapping; of each mapping one range is `first`. */
+/* Memory that isn't there yet.  It is within one mapping; of each mapping one range is `first`.  `wiped`: a child gets zeros. */
 struct range {
     uint64_t start, end;
     uint64_t offset; /* in the file of pages */
-    bool first;
+    bool first, wiped;
 };
 
 /* Sorted by address, nothing twice: at[low] .. at[high - 1]. */
@@ -29,6 +32,9 @@ int memory_copy(const struct memory *from, struct memory *to);
 
 /* The range that holds `address`, or NULL. */
 const struct range *memory_find(const struct memory *memory, uint64_t address);
+
+/* The first range that ends after `address`, or NULL. */
+const struct range *memory_next(const struct memory *memory, uint64_t address);
 
 /* Forget what there is in [start, end). */
 int memory_remove(struct memory *memory, uint64_t start, uint64_t end);

@@ -1,0 +1,203 @@
+"""criu is killed, in the middle of a dump or of a restore. The job runs on with all that it had, or the snapshot stays.
+
+The job is a witness (tests/witness.py): it notices when a timer, a connection or memory of its own is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from remains import holders, killed, no_processes, nothing_of_a_dump, only_its_own
+from roots import wait_for
+from witness import small_tree, witness
+
+from engine import Engine, JobState, launch, steps
+from engine.checkpoint import rpc
+from engine.errors import CannotCheckpoint, CannotRestore, NoSpace
+
+__all__ = ["small_tree"]  # a fixture
+
+pytestmark = pytest.mark.root
+
+
+class Criu:
+    """``at``: kill criu, or do something ``instead``, when it has come to the notification of this name."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.at: str | None = None
+        self.instead: Callable[[], object] = self.kill
+        self.pid = 0
+        receive, begin = rpc.Conversation._receive, launch.Criu.__init__
+
+        def begun(criu: launch.Criu, pid: int, *rest: object) -> None:
+            self.pid = pid
+            begin(criu, pid, *rest)  # type: ignore[arg-type]
+
+        def received(conversation: rpc.Conversation) -> rpc.Fields:
+            fields = receive(conversation)
+            told = fields.get(5)
+            if self.at is not None and isinstance(told, bytes) and rpc.decoded(told).get(1) == self.at.encode():
+                self.instead()
+            return fields
+
+        patch.setattr(launch.Criu, "__init__", begun)
+        patch.setattr(rpc.Conversation, "_receive", received)
+
+    def kill(self) -> None:
+        """And see it dead, if it wasn't: the processes that it traced are let go then."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        wait_for(lambda: not alive(self.pid))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def criu(monkeypatch: pytest.MonkeyPatch) -> Criu:
+    return Criu(monkeypatch)
+
+
+@pytest.mark.parametrize("at", ["pre-dump", "network-lock"])
+def test_a_criu_that_is_killed_before_it_touches_a_process(engine: Engine, criu: Criu, at: str) -> None:
+    one = witness(engine)
+    criu.at = at
+    with pytest.raises(CannotCheckpoint) as caught:
+        engine.pause("a", mode="process")
+    assert caught.value.reason == "criu-killed"
+    criu.at = None
+    assert engine.job("a").state is JobState.RUNNING
+    one.goes_on()
+    nothing_of_a_dump(engine, "a")
+    engine.pause("a", mode="process")
+    engine.resume("a", mode="process")
+    one.goes_on()
+
+
+def test_auto_takes_the_files_when_criu_is_killed(engine: Engine, criu: Criu) -> None:
+    witness(engine)
+    criu.at = "network-lock"
+    result = engine.pause("a")
+    assert (result.mode, result.reason) == ("filesystem", "criu-killed")
+    assert engine.snapshot(result.snapshot).image is None
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["running", "frozen"])
+@pytest.mark.parametrize("place", ["pause.dump:after", "pause.seal:after", "pause.flush:after"])
+def test_a_pause_fails_after_its_criu_was_killed(
+    engine: Engine, criu: Criu, monkeypatch: pytest.MonkeyPatch, place: str, frozen: bool
+) -> None:
+    """The connections are in repair mode then, and the processes must not run before they are out of it."""
+
+    def fail(name: str, when: str) -> None:
+        if f"{name}:{when}" == place:
+            criu.kill()
+            raise NoSpace("no room")
+
+    one = witness(engine)
+    if frozen:
+        engine.freeze("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "_fault", fail)
+        with pytest.raises(NoSpace):
+            engine.pause("a", mode="process")
+    if frozen:
+        assert engine.job("a").state is JobState.FROZEN
+        one.stands_still()
+        engine.thaw("a")
+    one.goes_on()
+    nothing_of_a_dump(engine, "a")
+    engine.pause("a", mode="process")
+    engine.resume("a", mode="process")
+    one.goes_on()
+
+
+@pytest.mark.parametrize("place", ["pause.seal:before", "pause.flush:after", "pause.commit:after"])
+def test_a_pause_goes_through_when_all_is_written_and_criu_is_killed(
+    engine: Engine, criu: Criu, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    one = witness(engine)
+    told = one.says()
+
+    def kill(name: str, when: str) -> None:
+        if f"{name}:{when}" == place:
+            criu.kill()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "_fault", kill)
+        engine.pause("a", mode="process")
+    no_processes(engine)
+    assert engine.resume("a", mode="process").strategy == "reuse"
+    assert one.says()[0] < told[0] + 500
+    one.goes_on()
+
+
+@pytest.mark.parametrize("place", ["pause.dump:after", "pause.flush:before"])
+def test_the_engine_is_killed_and_then_its_criu(engine: Engine, place: str) -> None:
+    """Nobody is left to undo the dump but the next engine."""
+    one = witness(engine)
+    killed(engine, "engine.pause('a', mode='process')", place)
+    job = engine._root.catalog.job("a")
+    pid = int((engine.config.run / "jobs" / job.id / "criu.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not alive(pid))
+    with Engine(engine.config.root, timeout=30) as other:
+        assert other.job("a").state is JobState.RUNNING
+        one.seen_by(other).goes_on()
+        nothing_of_a_dump(other, "a")
+        other.pause("a", mode="process")
+        other.resume("a", mode="process")
+        one.seen_by(other).goes_on()
+
+
+@pytest.mark.parametrize("at", ["pre-restore", "setup-namespaces", "post-restore", "pre-resume"])
+def test_a_criu_that_is_killed_in_a_restore(engine: Engine, criu: Criu, at: str) -> None:
+    one = witness(engine)
+    before = engine.snapshot(engine.pause("a", mode="process").snapshot)
+    criu.at = at
+    with contextlib.suppress(CannotRestore):  # from pre-resume on nothing is left to criu but to let go
+        engine.resume("a", mode="process")
+    criu.at = None
+    if engine.job("a").state is JobState.PAUSED:
+        no_processes(engine)
+        assert engine.snapshots() == [before]
+        only_its_own(engine, "a")
+        engine.resume("a", mode="process")
+    else:
+        assert at == "pre-resume"
+    one.goes_on()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_criu_that_is_killed_at_any_time_of_a_dump(engine: Engine, criu: Criu, seed: int) -> None:
+    """Its connections may fail and a process may be lost then, see engine/lifecycle/abandoned.py; never is anything
+    left, and no job hangs or is half there."""
+    one = witness(engine, children=8, kib=2000)
+    delay = random.Random(seed).random() * 0.1
+    timer = threading.Timer(delay, criu.kill)
+    criu.instead = timer.start
+    criu.at = "network-lock"
+    with contextlib.suppress(CannotCheckpoint):
+        engine.pause("a", mode="process")
+    timer.join()
+    criu.at = None
+    job = engine.job("a")
+    assert holders(engine) == []
+    if job.state is JobState.PAUSED:
+        engine.resume("a", mode="process")
+    if one.report().startswith("wrong"):
+        assert "connection: Operation not permitted" in one.report()
+        wait_for(lambda: engine.job("a").state in (JobState.EXITED, JobState.FAILED))
+    elif engine.job("a").state is JobState.RUNNING:
+        one.goes_on()
+        nothing_of_a_dump(engine, "a")
