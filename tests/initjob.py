@@ -112,8 +112,8 @@ def build(directory: Path, *flags: str) -> Path:
     source = Path(__file__).resolve().parents[1] / "native"
     options = ["-DSERAC_SANITIZE=ON", f"-DCMAKE_C_FLAGS={' '.join(flags)}"]
     for command in (
-        ["cmake", "-S", source, "-B", directory, "-G", "Ninja", *options],
-        ["cmake", "--build", directory, "--target", "serac-init"],
+        ["cmake", "-S", os.fspath(source), "-B", os.fspath(directory), "-G", "Ninja", *options],
+        ["cmake", "--build", os.fspath(directory), "--target", "serac-init"],
     ):
         subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return directory / "serac-init"
