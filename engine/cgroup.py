@@ -23,6 +23,9 @@ _PERIOD = 100_000
 """microseconds of a cpu quota's period, the kernel's default"""
 
 _RACES = 20
+_LEAVING = 2.0
+"""seconds that the last process of a group has to be gone"""
+_POLL = 0.005
 _GONE = {errno.ENOENT, errno.ENODEV}
 
 
@@ -167,12 +170,17 @@ def remove(group: Group) -> None:
 
 
 def _rmdir(path: Path) -> None:
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise from_os(error, "remove control group") from error
+    """A launcher that was killed may still be moving a process in, as far as the kernel is: it has to go first."""
+    deadline = time.monotonic() + _LEAVING
+    while True:
+        try:
+            return path.rmdir()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise from_os(error, "remove control group") from error
+        time.sleep(_POLL)
 
 
 def _wanted(limits: Limits) -> list[str]:

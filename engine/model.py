@@ -354,7 +354,7 @@ class ResumeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     missing: dict[int, str] = {}
     """sessions that could not be started again, with the reason; never session 0"""
     generation: str | None = None
-    """of processes that were brought back: what /run/serac/generation says"""
+    """what /run/serac/generation says from now on"""
     untold: str | None = None
     """why the job's ``on_resume`` or ``resume_signal`` came to nothing"""
     memory: Literal["eager", "lazy"] | None = None

@@ -276,8 +276,10 @@ static void gone(struct session *session) {
 static void from_holder(struct source *source, uint32_t events) {
     (void)events;
     struct session *session = OWNER(source, struct session, channel);
-    if (hear(session) < 0)
+    if (hear(session) < 0) {
+        session->former = session->holder;
         gone(session);
+    }
 }
 
 void holder_reaped(struct session *session, pid_t pid) {

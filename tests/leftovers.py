@@ -118,8 +118,10 @@ def loop_devices() -> Iterator[str]:
 
 
 def run_directories() -> Iterator[str]:
+    """Without what criu found out about the kernel, which the first dump of a root leaves there for the next."""
     for directory, folders, files in os.walk("/run/serac"):
-        yield from (os.path.join(directory, name) for name in folders + files)
+        found = folders + [name for name in files if not name.startswith("criu-")]
+        yield from (os.path.join(directory, name) for name in found)
 
 
 def descriptors() -> Iterator[str]:

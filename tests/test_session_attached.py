@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import select
 import subprocess
 from collections.abc import Iterator
 
@@ -32,7 +33,7 @@ def watching(serac: Command, *words: str) -> Iterator[subprocess.Popen[str]]:
     with process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline()
+            assert select.select([process.stdout], [], [], 30)[0]  # left unread: communicate() wouldn't have it
             yield process
         finally:
             process.kill()
@@ -62,7 +63,7 @@ def test_a_client_outlives_pauses_that_fail(serac: Command, engine: Engine, up: 
         serac.good("exec", job, "--", "touch", "/last")
         output, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (7, "")
-    assert gapless(2, output) > 2
+    assert gapless(1, output) > 2
 
 
 def test_a_pause_that_fails_loses_no_input(serac: Command, engine: Engine, up: str) -> None:
@@ -113,7 +114,7 @@ def test_a_client_waits_for_the_resume(serac: Command, engine: Engine, mode: Mod
         engine.resume("w")
         serac.good("exec", "w", "--", "touch", "/last")
         output, errors = process.communicate(timeout=30)
-    assert (process.returncode, output, errors) == (7, "life\n" * (lives - 1), "")
+    assert (process.returncode, output, errors) == (7, "life\n" * lives, "")
 
 
 def test_output_goes_on_after_a_pause_with_processes(serac: Command, engine: Engine, up: str) -> None:
@@ -124,7 +125,7 @@ def test_output_goes_on_after_a_pause_with_processes(serac: Command, engine: Eng
         serac.good("exec", up, "--", "touch", "/last")
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 7
-    assert gapless(2, output) > 2
+    assert gapless(1, output) > 2
 
 
 def test_input_goes_on_after_a_pause_with_processes(serac: Command, engine: Engine, up: str) -> None:
@@ -192,14 +193,14 @@ def test_logs_follow_through_pauses(serac: Command, engine: Engine) -> None:
         engine.pause("counts", mode="filesystem")
         output, errors = told.communicate(timeout=30)
         assert (told.returncode, errors.splitlines()[0]) == (220, "serac: job counts was paused")
-        assert gapless(2, output) > 2
+        assert gapless(1, output) > 2
         engine.resume("counts")
         serac.good("exec", "counts", "--", "touch", "/last")
         output, _ = waits.communicate(timeout=30)
     assert waits.returncode == 0
-    assert "\n1\n2\n" in output  # in this mode the command began again
+    assert output.count("1\n2\n") == 2  # in this mode the command began again
     before = output[: output.rindex("\n1\n") + 1]
-    assert gapless(2, before) > 2
+    assert gapless(1, before) > 2
     assert gapless(1, output[len(before) :]) > 1
 
 

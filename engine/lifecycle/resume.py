@@ -74,13 +74,13 @@ def resume(
         sessions.check_workdir(workdir)
         if back:
             raise InvalidInput("processes that come back are where they were", hint="--mode filesystem starts anew")
-    generation = untold = None
+    untold = None
     with record() as timings, root.intent(f"resume-{job.id}") as intent:
         try:
             with step("resume.plan", job=job.id):
                 resuming, strategy = _prepare(root, job, snapshot, clear=not back, keep=keep or choice.lazy)
+            generation = wake.new_generation(root, resuming)
             if back:
-                generation = wake.new_generation(root, resuming)
                 loading = Loading(snapshot=snapshot.id, keep=keep) if choice.lazy else None
                 running = _restore(root, resuming, snapshot, keep_tcp=keep_tcp, loading=loading)
             else:
@@ -93,7 +93,7 @@ def resume(
                 intent.undone()
             raise
         missing = finish(root, running)
-        if generation is not None:
+        if back:
             untold = wake.tell(root, running, generation)
     return ResumeResult(
         job=job.id,

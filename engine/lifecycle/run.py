@@ -46,7 +46,7 @@ def run(root: Root, spec: JobSpec, *, terminal: tuple[int, int] | None) -> Job:
     base = root.catalog.base(spec.base)
     job = _new_job(root, spec, base.digest)
     first = sessions.main_session(job.name, spec, base.env, terminal)
-    job, _ = _begin(root, job, [first] if first is not None else [])
+    job, _, _ = _begin(root, job, [first] if first is not None else [])
     return job
 
 
@@ -72,13 +72,13 @@ def fork(
             _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id
         )
         missing: dict[int, str] = {}
-        generation = untold = None
+        untold = None
         if back:
             job, generation = _bring_back(root, job, snapshot, keep_tcp=keep_tcp, lazily=choice.lazy)
             untold = wake.introduce(root, job) or wake.tell(root, job, generation)
         else:
             first = sessions.renamed(snapshot.context, job.name, env).sessions
-            job, missing = _begin(root, job, list(first), snapshot=snapshot)
+            job, missing, generation = _begin(root, job, list(first), snapshot=snapshot)
     return ForkResult(
         job=job.id,
         name=job.name,
@@ -145,15 +145,17 @@ def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
 
 def _begin(
     root: Root, job: Job, first: list[SessionSpec], *, snapshot: Snapshot | None = None
-) -> tuple[Job, dict[int, str]]:
+) -> tuple[Job, dict[int, str], str]:
+    """The job, the sessions that could not be started, and its generation."""
     with _made(root, job) as made:
         processes.bring_up(root, made, verb="run")
         if snapshot is not None:
             restore.leave_aside(root, made, snapshot)
-        wake.new_generation(root, made)
+        generation = wake.new_generation(root, made)
         missing = processes.start(root, made, first, verb="run")
         with step("run.commit", job=job.id):
-            return root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now())), missing
+            running = root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now()))
+        return running, missing, generation
 
 
 @contextlib.contextmanager

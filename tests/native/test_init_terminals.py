@@ -152,7 +152,7 @@ def test_a_holder_is_younger_than_every_step_of_its_terminal(job: InitJob) -> No
             until(events, f"{number}!".encode())
         assert ending(list(events)) == (0, None)
         assert output(list(two.events())).split() == [b"0!", b"1!", b"2!", b"3!"]
-    assert job.holders() == []
+    initjob.settle(lambda: job.holders() == [])
 
 
 def test_a_terminal_is_as_it_was_when_the_next_step_begins(job: InitJob) -> None:
