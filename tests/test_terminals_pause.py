@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from roots import inside
+from roots import inside, wait_for
 from screens import Screen
 from test_shells import libraries
 
@@ -31,6 +31,10 @@ def job(engine: Engine, small_tree: Path, tmp_path: Path) -> str:
         shutil.copy(path, target)
     engine.base_build("dash", DirSource(path=tree))
     return engine.run(JobSpec(base="dash", name="up")).name
+
+
+def holders_of_dev_tty(engine: Engine, job: str) -> int:
+    return int(inside(engine, job, "ls -l /proc/[0-9]*/fd | grep -c ' /dev/tty$'"))
 
 
 def shell(engine: Engine, job: str, *argv: str, colour: str) -> int:
@@ -58,7 +62,7 @@ def test_shells_that_hold_dev_tty_are_paused_again_and_again(engine: Engine, job
         shell(engine, job, *argv, colour=colour): colour
         for argv, colour in ((("dash", "-i"), "green"), (("sh", "-i"), "blue"), (("dash", "-i"), "red"))
     }
-    assert inside(engine, job, "ls -l /proc/[0-9]*/fd | grep -c ' /dev/tty$'").strip() == str(len(shells))
+    wait_for(lambda: holders_of_dev_tty(engine, job) == len(shells))  # more for as long as a child executes nothing
     for life in range(ROUNDS):
         snapshot = engine.pause(job, mode="process").snapshot
         fork = engine.fork(snapshot, mode="process").job if life == ROUNDS - 1 else None
