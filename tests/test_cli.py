@@ -28,8 +28,8 @@ from engine.model import Limits, PauseResult, Step
 
 VERBS = {
     "base build", "base ls", "base show", "base warm", "base rm", "run", "ps", "show", "logs", "exec", "attach", "cp",
-    "pause", "freeze", "thaw", "resume", "stop", "rm", "snapshot ls", "snapshot show", "snapshot take", "snapshot rm", "snapshot pin",
-    "snapshot unpin", "doctor",
+    "pause", "freeze", "thaw", "resume", "stop", "rm", "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
+    "snapshot pin", "snapshot unpin", "doctor",
     "completion",
 }  # fmt: skip
 

@@ -114,6 +114,7 @@ RESTORE = {
     "no-image": Reason(what="was not written: it is a snapshot of the files", remedy=_FILES),
     "cpu": Reason(what="may use what this processor hasn't", remedy=_ELSEWHERE),
     "machine": Reason(what="is of another kind of machine", remedy=_ELSEWHERE),
+    "pager": Reason(what="got no memory, for what brings it in could not", remedy="try --eager"),
     "older-criu": Reason(what="was dumped by a newer criu", remedy="install that criu, or see scripts/setup"),
     "older-kernel": Reason(what="ran on a newer kernel", remedy=_ELSEWHERE),
 }
