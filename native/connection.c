@@ -307,7 +307,7 @@ static void connection_ready(struct source *source, uint32_t events) {
         connection->parted = true;
     else if (!connection->broken && (events & EPOLLOUT) && connection->listing >= 0)
         control_list(connection);
-    else if (!connection->broken && (events & EPOLLOUT) && connection->view)
+    else if (!connection->broken && (events & EPOLLOUT) && connection->view && !hung_up) /* what it sent comes first */
         serve(connection);
     if (!connection->broken && (events & EPOLLIN || hung_up) && !connection->stuck && connection->listing < 0)
         receive(connection);

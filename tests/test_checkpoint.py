@@ -12,8 +12,17 @@ from counters import COUNTER, counter, counts, counts_on
 from roots import inside, on_disk, output, until, wait_for
 from witness import small_tree, witness
 
-from engine import Engine, JobSpec, JobState, Limits, SessionSpec
-from engine.errors import Busy, CannotCheckpoint, CannotRestore, InUse, InvalidInput, SeracError, WrongState
+from engine import Engine, JobSpec, JobState, Limits, SessionSpec, tools
+from engine.errors import (
+    Busy,
+    CannotCheckpoint,
+    CannotRestore,
+    InUse,
+    InvalidInput,
+    SeracError,
+    ToolMissing,
+    WrongState,
+)
 from engine.kernel import procfs
 
 __all__ = ["small_tree"]  # a fixture
@@ -102,6 +111,26 @@ def test_auto_and_files_alone(engine: Engine) -> None:
     until(engine, "a", b"1\n2\n")
     engine.pause("a")
     assert engine.resume("a").mode == "process"
+
+
+def test_a_host_without_criu_keeps_the_files(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = tools.find
+
+    def without(name: str) -> tools.Tool:
+        if name == "criu":
+            raise ToolMissing("criu: it is not installed", hint="run scripts/setup")
+        return find(name)
+
+    counter(engine)
+    with monkeypatch.context() as patched:
+        patched.setattr(tools, "find", without)
+        with pytest.raises(CannotCheckpoint) as caught:
+            engine.pause("a", mode="process")
+        assert (caught.value.reason, caught.value.hint) == ("host", "run scripts/setup")
+        counts_on(engine, "a")
+        result = engine.pause("a")
+        assert (result.mode, result.reason) == ("filesystem", "host")
+    assert list((engine.config.root / "layers").glob("*/image")) == []
 
 
 @pytest.mark.parametrize("pinned", [False, True], ids=["reuse", "stack"])

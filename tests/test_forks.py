@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from counters import counter, counts, counts_on, generation
-from roots import inside, shell, until, wait_for
+from roots import inside, shell, until
 from witness import small_tree, witness
 
 from engine import Engine
@@ -36,8 +36,8 @@ def test_a_program_sees_its_generation_change(engine: Engine) -> None:
     watch = (
         "while :; do new=$(cat /run/serac/generation); test $new = $old || echo new $new; old=$new; sleep 0.02; done"
     )
-    engine.run(shell(f"old=$(cat /run/serac/generation); {watch}", name="a"))
-    wait_for(lambda: engine.sessions("a")[0].running)
+    engine.run(shell(f"old=$(cat /run/serac/generation); echo ready; {watch}", name="a"))
+    until(engine, "a", b"ready\n")
     engine.pause("a", mode="process")
     result = engine.resume("a", mode="process")
     until(engine, "a", f"new {result.generation}\n".encode())

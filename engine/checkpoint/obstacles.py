@@ -93,6 +93,7 @@ LOG = {
     "changed-file": Reason(what="has a file open that isn't as it was", remedy=_FILES),
     "criu-failed": Reason(what="can't be carried by criu", remedy="use --mode filesystem"),
     "criu-killed": Reason(what="lost its criu, which was killed or has crashed", remedy="try again"),
+    "host": Reason(what="can't be checkpointed on this host: no criu, or no nf_tables", remedy="see `serac doctor`"),
     "damaged-image": Reason(what="has an image that criu can't read", remedy=_FILES),
     "epoll": Reason(what="waits by epoll for what it has closed and another process holds", remedy=_CLOSE),
     "file-lock": Reason(what="has a file lock in common with somebody outside the job", remedy=_CLOSE),

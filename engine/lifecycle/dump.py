@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine import cgroup, checkpoint, launch, layers, tools
-from engine.errors import CannotCheckpoint, NoSpace, SeracError, Timeout, from_os
+from engine.errors import CannotCheckpoint, HostLacks, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing, from_os
 from engine.kernel import process
 from engine.launch import NetworkSpec, ViewSpec
 from engine.lifecycle import abandoned, criu, processes
@@ -44,11 +44,11 @@ def dumped(root: Root, job: Job) -> Iterator[ProcessImage]:
             failure = stack.enter_context(contextlib.ExitStack())
             failure.callback(forget, root, job)
             images = layers.make_image(layer, reader=processes.first_id(root, job))
-            if seen.connections:
-                stack.enter_context(_locked(init.pid, timeout=root.timeout))
             view = ViewSpec(stage=os.fspath(root.stage(job.id)))
             patience = root.timeout + seen.memory / SPEED
             with _translated(work / "dump.log"):
+                if seen.connections:
+                    stack.enter_context(_locked(init.pid, timeout=root.timeout))
                 talk = stack.enter_context(
                     criu.started(root, job, view, images, work=work, outlives=True, patience=patience)
                 )
@@ -106,8 +106,13 @@ def _locked(pid: int, *, timeout: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _translated(log: Path) -> Iterator[None]:
+    """What keeps criu from its work is a reason, of which a pause in mode ``auto`` makes the best."""
     try:
         yield
+    except (ToolMissing, HostLacks, LaunchFailed) as error:
+        raise CannotCheckpoint(str(error), reason="host", hint=error.hint) from error
+    except Timeout as error:
+        raise CannotCheckpoint(str(error), reason="criu-failed") from error
     except checkpoint.Refused as error:
         obstacle = criu.explained(log)
         if obstacle.reason == "no-space":
