@@ -162,7 +162,7 @@ class Criu:
 def program(name: str) -> Path:
     """The path of ``serac-launch`` or ``serac-init``, which lie in the package. Raises ToolMissing."""
     path = importlib.resources.files("engine") / "bin" / name
-    if not isinstance(path, Path) or not os.access(path, os.X_OK):
+    if not isinstance(path, Path) or not os.access(path, os.R_OK if path.suffix else os.X_OK):
         raise ToolMissing(f"{name} is not built", hint="run scripts/setup, or `pip install` serac again")
     return path
 
