@@ -117,19 +117,6 @@ def test_input_that_finds_no_room_waits_and_output_goes_on(job: InitJob) -> None
         feeder.join()
 
 
-def test_input_of_a_client_that_leaves_at_once_is_not_lost(job: InitJob, tmp_path: Path) -> None:
-    """Though there is output that it never took."""
-    heard = tmp_path / "heard"
-    for number in range(20):
-        client = job.connect()
-        script = f"head -c 1000000 /dev/zero & read word; echo $word > {heard}.new; mv {heard}.new {heard}.{number}"
-        status = client.start(shell(script), attach=True, stdin=True)
-        client.send(b"goodbye\n")
-        client.close()
-        wait_exit(job, status.id)
-        assert (tmp_path / f"heard.{number}").read_text() == "goodbye\n"
-
-
 def test_streams_ten_megabytes_through_standard_input(job: InitJob) -> None:
     data = os.urandom(10 << 20)
     with job.connect() as connection:
