@@ -61,11 +61,14 @@ class Root:
         self._leave_run()
 
     def _leave_run(self) -> None:
+        for place in (self.mounts, self.run_jobs):
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        if self.mounts.exists() or self.run_jobs.exists():
+            return
         with contextlib.suppress(OSError):
-            self.mounts.rmdir()
-            self.run_jobs.rmdir()
             for cache in self.config.run.glob("criu-*.kdat"):
-                cache.unlink()
+                cache.unlink(missing_ok=True)
             self.config.run.rmdir()
             self.config.run.parent.rmdir()
 
