@@ -339,7 +339,7 @@ def test_the_choice_is_by_size(armed: Engine) -> None:
 
 
 def test_a_host_without_userfaultfd(armed: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paused(armed, "look", 100)
+    paused(armed, "look", LARGE)
     monkeypatch.setattr(userfaultfd, "_DEVICE", tmp_path / "userfaultfd")
     with pytest.raises(HostLacks) as caught:
         armed.resume("job", memory="lazy")
