@@ -92,7 +92,7 @@ class Group:
     def resume(self) -> str:
         """The strategy."""
         begun = time.monotonic()
-        result = self.engine.resume(self.job, mode="process")
+        result = self.engine.resume(self.job, mode="process", memory="eager")  # a lazy one stacks
         assert result.mode == "process"
         self.place = self.place.later(self.job, still=begun - self._paused, freezing=time.monotonic() - begun)
         return result.strategy
