@@ -20,12 +20,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 
 from engine import cgroup, checkpoint, layers, session, store
-from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
+from engine.errors import Busy, CannotCheckpoint, SeracError, from_os
 from engine.kernel import process
 from engine.kernel.filesystem import syncfs
 from engine.lifecycle import dump, lazy, processes, sessions
@@ -43,8 +43,7 @@ def pause(
     root: Root, job: Job, *, mode: Mode, labels: Mapping[str, str], state: Any | msgspec.UnsetType
 ) -> PauseResult:
     """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on."""
-    if mode not in get_args(Mode):
-        raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
+    sessions.check_mode(mode)
     sessions.check_annotations(labels, None if state is msgspec.UNSET else state)
     require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
     job = lazy.awaited(root, job)

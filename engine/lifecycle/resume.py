@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 
@@ -63,8 +62,7 @@ def resume(
     """``mode``: ``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is.
     ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere.
     ``keep``: the snapshot stays."""
-    if mode not in get_args(Mode):
-        raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
+    sessions.check_mode(mode)
     job = _again(root, job)
     require(job, JobState.PAUSED, verb="resume")
     snapshot = root.catalog.snapshot(job.snapshot or "")
@@ -84,10 +82,7 @@ def resume(
                 loading = Loading(snapshot=snapshot.id, keep=keep) if choice.lazy else None
                 running = _restore(root, resuming, snapshot, keep_tcp=keep_tcp, loading=loading)
             else:
-                processes.bring_up(root, resuming, verb="resume")
-                restore.leave_aside(root, resuming, snapshot)
-                with step("resume.commit", job=job.id):
-                    running = _commit(root, resuming, snapshot, workdir)
+                running = _start_anew(root, resuming, snapshot, workdir)
         except BaseException:
             if undo(root, job.id):
                 intent.undone()
@@ -140,6 +135,14 @@ def _restore(root: Root, resuming: Job, snapshot: Snapshot, *, keep_tcp: bool, l
     ):
         resuming = msgspec.structs.replace(resuming, loading=loading)
         return _commit(root, resuming, msgspec.structs.replace(snapshot, context=Context()), None)
+
+
+def _start_anew(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None) -> Job:
+    """Steps 2 and 3 from the files."""
+    processes.bring_up(root, resuming, verb="resume")
+    restore.leave_aside(root, resuming, snapshot)
+    with step("resume.commit", job=resuming.id):
+        return _commit(root, resuming, snapshot, workdir)
 
 
 def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool, keep: bool) -> tuple[Job, Strategy]:

@@ -63,6 +63,7 @@ def fork(
     """The snapshot stays as it is; its top layer becomes one that is only read. ``env`` is added to the job's own, for
     sessions that are started from now on."""
     spec = msgspec.structs.replace(snapshot.spec, name=name, env={**snapshot.spec.env, **env})
+    sessions.check_mode(mode)
     check(spec)
     layers.check_depth(snapshot)
     back = resume.with_processes(root, snapshot, mode)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from engine.errors import InvalidInput
-from engine.model import Context, Job, JobSpec, SessionSpec, SessionStatus
+from engine.model import Context, Job, JobSpec, Mode, SessionSpec, SessionStatus
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -39,6 +39,12 @@ def check_workdir(workdir: str) -> None:
     if not workdir.startswith("/"):
         raise InvalidInput(f"workdir must be absolute: {workdir!r}")
     check_texts((workdir,), {})
+
+
+def check_mode(mode: str) -> None:
+    """Raises InvalidInput."""
+    if mode not in get_args(Mode):
+        raise InvalidInput(f"no mode {mode!r}", hint="auto, process or filesystem")
 
 
 def check_annotations(labels: Mapping[str, str], state: Any) -> None:
