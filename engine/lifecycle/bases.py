@@ -17,13 +17,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine import archive, base, store
+from engine import archive, base, store, tools
 from engine.base import Source
 from engine.errors import InUse, NotFound, from_os
 from engine.lifecycle import chains, mounting
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import Base, SnapshotSource, Warmth
 from engine.steps import step
+from engine.tree import open_directory
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, of how much (0 = unknown)"""
@@ -59,8 +60,16 @@ def _make_image(root: Root, source: Source | SnapshotSource, image: Path, progre
     with step("base.image"):
         base.prepare(tree)
         _make_directory(image, mode=0o700)
-        archive.build_image(tree, image, progress=_part(progress, "image"))
+        _write_image(tree, image, progress)
     return env
+
+
+def _write_image(tree: Path, image: Path, progress: Progress | None) -> None:
+    """du(1), because it knows no depth that is too deep."""
+    total = int(tools.run(["du", "--summarize", "--block-size=1", "."], cwd=tree).stdout.split()[0])
+    tick = None if progress is None else lambda done: progress("image", min(done, total), total)
+    with open_directory(tree) as root:
+        archive.build_image(root, image, tick=tick)
 
 
 def _make_directory(path: Path, *, mode: int) -> None:
@@ -170,9 +179,3 @@ def _refuse_used(root: Root, found: Base) -> None:
 def _tell(progress: Progress | None, what: str) -> None:
     if progress is not None:
         progress(what, 0, 0)
-
-
-def _part(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress(what, done, total)

@@ -1,0 +1,107 @@
+"""What is different between two trees that have layers in common."""
+
+from __future__ import annotations
+
+import enum
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from engine.tree.layered import Merged
+from engine.tree.node import Node
+
+
+class Kind(enum.StrEnum):
+    ADDED = "added"
+    DELETED = "deleted"
+    MODIFIED = "modified"
+    """a file's contents, a link's target or a device's number, whatever else"""
+    ATTRIBUTES = "attributes"
+    """owner, mode, extended attributes or time alone; a directory's time isn't looked at"""
+    TYPE = "type"
+    """a file became a directory, or the like"""
+
+
+class Change(NamedTuple):
+    path: bytes
+    """from the root, with a leading slash"""
+    kind: Kind
+    before: Node | None
+    after: Node | None
+    attributes: tuple[str, ...] = ()
+    """of ``mode``, ``owner``, ``xattrs``, ``mtime``, those that changed, with kinds ``modified`` and ``attributes``"""
+
+
+def differences(before: Merged, after: Merged) -> Iterator[Change]:
+    """By path. What both trees have from the same layers is not looked into, and contents are compared byte by byte:
+    a file isn't the same because its time and size are."""
+    waiting: list[tuple[bytes, Node | None, Node | None]] = [(b"", before, after)]
+    while waiting:
+        path, old, new = waiting.pop()
+        if old is not None and new is not None and old.key == new.key:
+            continue
+        change = _compared(path or b"/", old, new)
+        if change is not None:
+            yield change
+        below = _below(old, new)
+        waiting.extend((path + b"/" + name, *nodes) for name, nodes in sorted(below.items(), reverse=True))
+
+
+def _below(old: Node | None, new: Node | None) -> dict[bytes, tuple[Node | None, Node | None]]:
+    """What may differ in two directories, by name."""
+    directories = [node for node in (old, new) if isinstance(node, Merged) and node.is_directory]
+    if not directories:
+        return {}
+    shared = _shared(*directories) if len(directories) == 2 else 0
+    names = set().union(*(node.names(above=shared) for node in directories))
+    return {
+        name: (
+            old.child(name) if old is not None and old.is_directory else None,
+            new.child(name) if new is not None and new.is_directory else None,
+        )
+        for name in names
+    }
+
+
+def _shared(old: Merged, new: Merged) -> int:
+    """How many parts two directories have in common, the lowest ones."""
+    count = 0
+    for one, other in zip(reversed(old.parts), reversed(new.parts), strict=False):
+        if one.key != other.key:
+            break
+        count += 1
+    return count
+
+
+def _compared(path: bytes, old: Node | None, new: Node | None) -> Change | None:
+    if old is None or new is None:
+        return Change(path, Kind.ADDED if old is None else Kind.DELETED, old, new)
+    if stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
+        return Change(path, Kind.TYPE, old, new)
+    attributes = tuple(_attributes(old, new))
+    if not _same_contents(old, new):
+        return Change(path, Kind.MODIFIED, old, new, attributes)
+    return Change(path, Kind.ATTRIBUTES, old, new, attributes) if attributes else None
+
+
+def _attributes(old: Node, new: Node) -> Iterator[str]:
+    if old.mode != new.mode:
+        yield "mode"
+    if (old.uid, old.gid) != (new.uid, new.gid):
+        yield "owner"
+    if old.xattrs() != new.xattrs():
+        yield "xattrs"
+    if old.mtime_ns != new.mtime_ns and not old.is_directory:
+        yield "mtime"
+
+
+def _same_contents(old: Node, new: Node) -> bool:
+    if old.is_link:
+        return old.target() == new.target()
+    if old.is_device:
+        return old.rdev == new.rdev
+    if not old.is_file:
+        return True
+    if old.size != new.size:
+        return False
+    return all(one == other for one, other in zip(old.read(0, old.size), new.read(0, new.size), strict=True))
