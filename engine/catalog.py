@@ -12,7 +12,7 @@ import contextvars
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,8 +140,20 @@ class Catalog:
         """By id or an unambiguous beginning of it. Raises NotFound."""
         return self._by_id("snapshot", ref, Snapshot)
 
-    def layers(self) -> list[Layer]:
-        return self._all("SELECT document FROM layer", (), Layer)
+    def layers(self, ids: Collection[str] | None = None) -> list[Layer]:
+        """All, or those of ``ids`` that there are."""
+        if ids is None:
+            return self._all("SELECT document FROM layer", (), Layer)
+        marks = ",".join("?" * len(ids))
+        return self._all(f"SELECT document FROM layer WHERE id IN ({marks})", tuple(ids), Layer)
+
+    def chain(self, ids: Sequence[str]) -> list[Layer]:
+        """The layers of these ids, in their order. Raises NotFound."""
+        found = {layer.id: layer for layer in self.layers(ids)}
+        missing = [layer for layer in ids if layer not in found]
+        if missing:
+            raise NotFound(f"layer {missing[0]} was removed meanwhile")
+        return [found[layer] for layer in ids]
 
     def bases(self) -> list[Base]:
         """With their names filled in from the tags."""

@@ -7,7 +7,9 @@ ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>, go
   catalog.sqlite                        jobs/<id>/          stage/, init.json ..: while a job holds anything of the host
   bases/<digest>/  image.json ..        criu-<boot>.kdat    what criu found out about this kernel
                    meta.erofs data.blob
-  layers/<id>/     upper/, work/ while a job writes it; snapshot.json and image/ (criu's) once it is sealed
+  images/<digest>/ the same: what was archived of layers and processes
+  layers/<id>/     upper/, work/ while a job writes it; snapshot.json and image/ (criu's) once it is sealed;
+                   manifest.json of the snapshot that it tops, once that is archived
   jobs/<id>/       io/ (logs, status, the socket of init); the lock of the job is on this directory
   tmp/             images are built here, then renamed; what lies here outside of a verb is the trace of a crash
   ballast          room that is given up when a removal meets a full disk
@@ -22,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import InvalidInput, from_os
+from engine.model import Archiving
 
 DEFAULT_ROOT = Path("/var/lib/serac")
 
@@ -39,6 +42,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """name servers for jobs with a network; empty: the host's own"""
     stop_grace: float = 10.0
     """seconds between TERM and KILL"""
+    archive: Archiving = "background"
+    """whether pauses archive, where they don't say"""
+    depth: int = 8
+    """layers of a chain from which on it is flattened in the background; 0 = never"""
     run: str | None = None
     """the run directory, where /run/serac isn't wanted"""
 

@@ -233,16 +233,21 @@ def pages(group: str, descriptors: Mapping[str, int], *, timeout: float) -> None
         _watch(process, _encode(records), deadline=time.monotonic() + timeout)
 
 
-def mount_image(meta: Path, blob: Path, target: Path, *, timeout: float) -> None:
-    """Mount an EROFS image read-only on ``target`` in the namespace of this process, without a loop device."""
-    records = [("meta", os.fspath(meta)), ("blob", os.fspath(blob)), ("target", os.fspath(target))]
+def mount_images(images: Sequence[tuple[Path, Path, Path]], *, timeout: float) -> None:
+    """Mount EROFS images (metadata, blob, where) read-only in the namespace of this process, without loop devices.
+
+    One after the other; those before one that fails stay."""
+    keys = ("meta", "blob", "target")
+    records = [(key, os.fspath(path)) for image in images for key, path in zip(keys, image, strict=True)]
     with _started("mount", []) as process:
         _watch(process, _encode(records), deadline=time.monotonic() + timeout)
 
 
-def unmount(target: Path, *, timeout: float) -> None:
+def unmount(*targets: Path, detach: bool = False, timeout: float) -> None:
+    """``detach``: what is open there stays until it is closed."""
+    records = [*(("target", os.fspath(target)) for target in targets), *([("detach", "1")] if detach else [])]
     with _started("unmount", []) as process:
-        _watch(process, _encode([("target", os.fspath(target))]), deadline=time.monotonic() + timeout)
+        _watch(process, _encode(records), deadline=time.monotonic() + timeout)
 
 
 _PAIRS = {"trees": "tree", "binds": "bind", "writes": "write"}

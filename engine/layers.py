@@ -18,6 +18,7 @@ import msgspec
 from engine.errors import Damaged, InvalidInput, from_os
 from engine.model import Job, Layer, Snapshot, Strategy, Value
 from engine.store import remove_tree, write_aside
+from engine.tree import OVERLAY, Node
 
 DEPTH_MAX = 400
 """layers in a chain; the kernel's own limit is 500 (OVL_MAX_STACK)"""
@@ -26,6 +27,10 @@ OPTIONS = ("index=off", "metacopy=off", "nfs_export=off", "redirect_dir=on", "xi
 """Overlay options of every job, part of what a layer means: a layer made with other values of index, metacopy or
 redirect_dir may not be mounted with these. redirect_dir=on keeps rename(2) of directories of lower layers working, also
 after a resume; xino=on keeps st_dev and st_ino steady; volatile because a pause flushes once, at the cut."""
+
+
+MEANING = {"index": "off", "metacopy": "off", "redirect_dir": "on"}
+"""Of these options those that decide what a layer means; a manifest has them."""
 
 
 class Overlay(Value, frozen=True, kw_only=True):
@@ -39,22 +44,34 @@ class Overlay(Value, frozen=True, kw_only=True):
     options: tuple[str, ...] = OPTIONS
 
 
-def overlay(layers: Path, base: Path, chain: Sequence[str], upper: str | None) -> Overlay:
-    """The overlay of ``upper`` over ``chain`` (oldest first) over the mounted ``base``; no upper = read-only."""
-    lowers = (*(f"layers/{layer}/upper" for layer in reversed(chain)), "base")
-    trees = (("base", os.fspath(base)), ("layers", os.fspath(layers)))
+def overlay(layers: Path, mounts: Path, base: str, chain: Sequence[Layer], upper: str | None) -> Overlay:
+    """The overlay of ``upper`` over ``chain`` (oldest first) over the base of that digest; no upper = read-only.
+
+    ``mounts`` has the base and the layers that are images alone, by their digests."""
+    images = {layer.image: f"image{number}" for number, layer in enumerate(chain) if not layer.directory}
+    lowers = [f"layers/{layer.id}/upper" if layer.directory else images[layer.image] for layer in reversed(chain)]
+    lowers.append("base")
+    trees = (
+        ("base", os.fspath(mounts / base)),
+        ("layers", os.fspath(layers)),
+        *((name, os.fspath(mounts / (digest or ""))) for digest, name in images.items()),
+    )
     if upper is None:
-        return Overlay(trees=trees, lowers=lowers)
-    return Overlay(trees=trees, lowers=lowers, upper=f"layers/{upper}/upper", work=f"layers/{upper}/work")
+        return Overlay(trees=trees, lowers=tuple(lowers))
+    return Overlay(trees=trees, lowers=tuple(lowers), upper=f"layers/{upper}/upper", work=f"layers/{upper}/work")
 
 
-def choose_strategy(job: Job, snapshot: Snapshot, *, snapshots: Iterable[Snapshot], jobs: Iterable[Job]) -> Strategy:
-    """Reuse the sealed layer as the job's upper again when it is the job's own newest and wanted by nobody else."""
-    top = snapshot.layers[-1]
-    if job.snapshot != snapshot.id or snapshot.pinned or snapshot.job != job.id:
+def choose_strategy(
+    job: Job, snapshot: Snapshot, top: Layer, *, snapshots: Iterable[Snapshot], jobs: Iterable[Job]
+) -> Strategy:
+    """Reuse the snapshot's top layer as the job's upper again when it is the job's own newest, a directory, and wanted
+    by nobody else."""
+    if not top.directory or job.snapshot != snapshot.id or snapshot.pinned or snapshot.job != job.id:
         return "stack"
-    wanted = any(top in other.layers for other in snapshots if other.id != snapshot.id)
-    wanted = wanted or any(top in other.layers or top == other.upper for other in jobs if other.id != job.id)
+    wanted = any(top.id in other.layers for other in snapshots if other.id != snapshot.id)
+    wanted = wanted or any(
+        top.id in (*other.layers, *other.mounted) or top.id == other.upper for other in jobs if other.id != job.id
+    )
     return "stack" if wanted else "reuse"
 
 
@@ -73,13 +90,13 @@ def unreferenced(layers: Iterable[Layer], *, snapshots: Iterable[Snapshot], jobs
     for snapshot in snapshots:
         needed.update(snapshot.layers)
     for job in jobs:
-        needed.update(job.layers)
+        needed.update(job.layers, job.mounted)
         if job.upper is not None:
             needed.add(job.upper)
     return [layer.id for layer in layers if layer.id not in needed]
 
 
-def create(directory: Path, *, like: Path) -> None:
+def create(directory: Path, *, like: Node) -> None:
     """Make an empty layer for a job to write. The overlay's root shows the upper's own owner, mode, times and xattrs:
     they are taken from ``like``, the root directory of what lies below."""
     try:
@@ -90,14 +107,13 @@ def create(directory: Path, *, like: Path) -> None:
         raise from_os(error, "create layer") from error
 
 
-def _copy_attributes(source: Path, target: Path) -> None:
-    info = os.stat(source)
-    os.chown(target, info.st_uid, info.st_gid)
-    os.chmod(target, stat.S_IMODE(info.st_mode))
-    for name in os.listxattr(source):
-        if not name.startswith("trusted.overlay."):
-            os.setxattr(target, name, os.getxattr(source, name))
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+def _copy_attributes(source: Node, target: Path) -> None:
+    os.chown(target, source.uid, source.gid)
+    os.chmod(target, stat.S_IMODE(source.mode))
+    for name, value in source.xattrs().items():
+        if not name.startswith(OVERLAY):
+            os.setxattr(target, name, value)
+    os.utime(target, ns=(source.mtime_ns, source.mtime_ns))
 
 
 def renew_work(directory: Path) -> None:
@@ -165,6 +181,12 @@ def _parent(top: Path, name: str) -> Iterator[int]:
                 fd = os.open(part, flags, dir_fd=fd if fd >= 0 else None)
                 stack.callback(os.close, fd)
         yield fd
+
+
+def drop_directory(directory: Path) -> None:
+    """Of a layer that is an image: what else is there of it, and of its process image, goes."""
+    remove_tree(directory / "upper")
+    remove_tree(image(directory))
 
 
 def drop_image(directory: Path) -> None:

@@ -3,6 +3,10 @@
 The glossary, one word an idea:
 
 image     an EROFS filesystem in two files, metadata and data, named by digest
+archive   write a layer (and a process image) as an image, so that it can leave the host; a snapshot whose parts all
+          are images is archived, and its manifest names them
+flatten   make one layer of several
+collect   remove what no rule keeps
 base      a read-only root filesystem: an image, mounted once per host and shared; a name is a movable tag on a digest
 layer     a filesystem diff over its parent: a directory that one job writes (its upper) until it is sealed
 upper     the writable layer of one running job
@@ -34,6 +38,7 @@ UserNs = Literal["private", "host"]
 Strategy = Literal["reuse", "stack"]
 Mode = Literal["auto", "process", "filesystem"]
 Memory = Literal["auto", "eager", "lazy"]
+Archiving = Literal["background", "wait", "never"]
 
 
 class JobState(enum.StrEnum):
@@ -49,6 +54,9 @@ class JobState(enum.StrEnum):
 
 LIVE = frozenset({JobState.RUNNING, JobState.FROZEN})
 """States in which a job has processes."""
+
+PASSING = frozenset({JobState.CREATED, JobState.PAUSING, JobState.RESUMING})
+"""States that a verb passes through: without one at work they are the trace of a crash."""
 
 ENDED = frozenset({JobState.EXITED, JobState.FAILED})
 
@@ -182,9 +190,13 @@ class Address(Value, frozen=True, kw_only=True):
 
 
 class Layer(Value, frozen=True, kw_only=True):
-    """A directory ``layers/<id>/upper``. Its owner writes it; sealed (no owner) nobody does."""
+    """A directory ``layers/<id>/upper``, an image, or both. Its owner writes it; sealed (no owner) nobody does."""
 
     id: str
+    image: str | None = None
+    """digest, once it is archived"""
+    directory: bool = True
+    """whether the directory is there"""
     parent: str | None = None
     """the layer below, None = the base"""
     owner: str | None = None
@@ -209,6 +221,8 @@ class Job(Value, frozen=True, kw_only=True):
     """digest"""
     layers: tuple[str, ...] = ()
     """sealed layers under the upper, oldest first"""
+    mounted: tuple[str, ...] = ()
+    """those that its overlay was made of, where they have been flattened since"""
     upper: str | None = None
     """the layer that the job writes, None while it is paused"""
     snapshot: str | None = None
@@ -255,8 +269,10 @@ class Placement(Value, frozen=True, kw_only=True):
 
 
 class ProcessImage(Value, frozen=True, kw_only=True):
-    """What criu dumped of a job's processes, in ``layers/<id>/image`` of the layer that the pause sealed."""
+    """What criu dumped of a job's processes: in ``layers/<id>/image`` of what the pause sealed, or an image of that."""
 
+    digest: str | None = None
+    """of the image that it was archived as"""
     host: HostFacts
     init: str
     """path of the init that runs in the job"""
@@ -275,6 +291,8 @@ class ProcessImage(Value, frozen=True, kw_only=True):
     """of threads that may not run everywhere, or have an I/O priority: criu forgets both"""
     logs: dict[str, int] = {}
     """what belongs to sessions in the job's io directory at the cut: file -> bytes"""
+    range: tuple[int, int] | None = None
+    """first host id and count of the job's user namespace, to which criu binds it; None = the host's"""
 
 
 class Snapshot(Value, frozen=True, kw_only=True):
@@ -297,6 +315,10 @@ class Snapshot(Value, frozen=True, kw_only=True):
     parent: str | None = None
     created: float = 0.0
     pinned: bool = False
+    due: bool = False
+    """whether it is to be archived in the background"""
+    archive: str | None = None
+    """digest of its manifest, once it is archived"""
 
 
 class Digest(Value, frozen=True, kw_only=True):
@@ -342,6 +364,8 @@ class PauseResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     snapshot: str
     mode: str
     reason: str | None
+    archive: str | None = None
+    """digest of its manifest, when that was waited for"""
     timings: dict[str, float]
     sizes: dict[str, int]
 
@@ -376,6 +400,8 @@ class TakeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
 
     job: str
     snapshot: str
+    archive: str | None = None
+    """as of a PauseResult"""
     generation: str | None
     memory: Literal["eager", "lazy"] | None = None
     eager_because: str | None = None
@@ -397,3 +423,28 @@ class SnapshotSource(Value, frozen=True, kw_only=True):
     """A base built from a snapshot: its whole chain, flattened into one image."""
 
     snapshot: str
+
+
+class Collected(Value, frozen=True, kw_only=True):
+    """Something that ``gc`` removes."""
+
+    kind: Literal["layer", "image", "directory"]
+    """``directory``: of a layer that is an image too"""
+    id: str
+    reason: str
+
+
+class FileChange(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """A path on which two trees differ."""
+
+    path: str
+    """absolute; what is no UTF-8 in it as `os.fsdecode` has it"""
+    kind: Literal["added", "deleted", "modified", "attributes", "type"]
+    """``attributes``: mode, owner, extended attributes or time alone"""
+    type: str
+    """``file``, ``directory``, ``link``, ``fifo``, ``socket`` or ``device``; of what is there after, or was there"""
+    before: int | None = None
+    after: int | None = None
+    """bytes, of files"""
+    attributes: tuple[str, ...] = ()
+    """of ``mode``, ``owner``, ``xattrs``, ``mtime``, those that changed"""

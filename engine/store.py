@@ -56,9 +56,9 @@ def copy_head(source: Path, target: Path, size: int) -> None:
         with open(target, "xb") as copy:
             os.fchown(copy.fileno(), status.st_uid, status.st_gid)
             os.fchmod(copy.fileno(), stat.S_IMODE(status.st_mode))
-            left = size
-            while left and (copied := os.copy_file_range(original.fileno(), copy.fileno(), left)):
-                left -= copied
+            done = 0
+            while done < size and (sent := os.sendfile(copy.fileno(), original.fileno(), done, size - done)):
+                done += sent
 
 
 def reserve(path: Path, size: int) -> None:

@@ -216,8 +216,8 @@ static int network_run(struct launch *launch) {
 }
 
 static int verb_run(struct launch *launch, enum verb verb) {
-    static const struct action mount[] = {RUN(MOUNT, image_mount), WAIT(MOUNT, success_report)};
-    static const struct action unmount[] = {RUN(UNMOUNT, image_unmount), WAIT(UNMOUNT, success_report)};
+    static const struct action mount[] = {RUN(MOUNT, images_mount), WAIT(MOUNT, success_report)};
+    static const struct action unmount[] = {RUN(UNMOUNT, images_unmount), WAIT(UNMOUNT, success_report)};
     if (verb == VERB_RUN)
         return job_run(launch);
     if (verb == VERB_CRIU)

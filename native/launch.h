@@ -181,5 +181,5 @@ int filter_build(struct launch *launch);
 int filter_load(struct launch *launch);
 
 /* launch_image.c */
-int image_mount(struct launch *launch);
-int image_unmount(struct launch *launch);
+int images_mount(struct launch *launch);
+int images_unmount(struct launch *launch);

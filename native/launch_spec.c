@@ -170,6 +170,10 @@ static int parse_close(struct spec *spec, const struct pair *pair) {
     return word_parse(pair->key, &spec->close);
 }
 
+static int parse_detach(struct spec *spec, const struct pair *pair) {
+    return word_parse(pair->key, &spec->detach);
+}
+
 static int check_guest(struct spec *spec, const struct pair *pair) {
     (void)spec;
     struct in_addr address;
@@ -259,9 +263,10 @@ static const struct key {
     {"door", 32, 0, DESCRIPTOR, 1, AT(door_fd)},
     {"group", 32, 32, DESCRIPTOR, 1, AT(group_fd)},
     {"status", 32, 32, DESCRIPTOR, 1, AT(status_fd)},
-    {"meta", 2, 2, ONCE, 1, AT(meta), .take = check_absolute},
-    {"blob", 2, 2, ONCE, 1, AT(blob), .take = check_absolute},
-    {"target", 6, 6, ONCE, 1, AT(target), .take = check_absolute},
+    {"meta", 2, 2, LIST, LAYERS_MAX, AT(metas), .take = check_absolute},
+    {"blob", 2, 2, LIST, LAYERS_MAX, AT(blobs), .take = check_absolute},
+    {"target", 6, 6, LIST, LAYERS_MAX, AT(targets), .take = check_absolute},
+    {"detach", 4, 0, ONCE, 1, .take = parse_detach},
 };
 #define KEYS (sizeof keys / sizeof *keys)
 
@@ -321,6 +326,8 @@ static int whole_check(const struct spec *spec, enum verb verb, const size_t see
     bool network = verb == VERB_NETWORK, kept = spec->lock || spec->close || spec->guests.count;
     bool own = network ? spec->net == NET_GIVEN : spec->net == NET_PRIVATE;
     if (together(about, !spec->upper == !spec->work, "work") < 0 ||
+        together(about, verb != VERB_MOUNT || spec->metas.count == spec->targets.count, "meta") < 0 ||
+        together(about, verb != VERB_MOUNT || spec->blobs.count == spec->targets.count, "blob") < 0 ||
         together(about, verb != VERB_NETWORK || (spec->uts_fd < 0) == !spec->hostname, "uts") < 0 ||
         together(about, !network || own, "net") < 0 || together(about, !kept || spec->hold_fd >= 0, "hold") < 0 ||
         together(about, !spec->has_address || own, "address") < 0 ||

@@ -33,7 +33,7 @@ enum call_group {
 
 struct spec {
     char *version, *cgroup, *stage, *upper, *work, *hostname, *listen, *init;
-    char *meta, *blob, *target;
+    struct list metas, blobs, targets; /* as many of each */
     char *kdat, *program, *pidfile, *preload;
     struct list cgroup1, trees, lowers, overlay, binds, rlimits, writes, args, guests;
     uint32_t first, count; /* id range; count 0: the host's user namespace */
@@ -42,7 +42,7 @@ struct spec {
     int net_fd, uts_fd, hold_fd, init_fd, keep_fd, std_fd[3]; /* -1: not given */
     struct in_addr address, netmask, gateway;                 /* address 0: not given */
     bool has_address, has_gateway, has_shm;
-    bool up, lock, close;
+    bool up, lock, close, detach;
     long long shm;
     uint32_t allow; /* bits by enum call_group */
 };

@@ -94,9 +94,10 @@
  * process, whose lock the kernel takes some milliseconds to free, is about to exit with status 0; or
  * step/errno/path, steps: spec network lock close, and nothing stays that was put in.  Killed, it leaves guests on lo.
  *
- * `serac-launch mount` (spec: serac-launch=1, meta=FILE, blob=FILE, target=DIR) mounts an EROFS image read-only,
- * nosuid stays off, nodev off (the base's device nodes are used), without a loop device.  `serac-launch unmount`
- * (spec: serac-launch=1, target=DIR) unmounts it.  Both report `ready=1` or step/errno/path.
+ * `serac-launch mount` (spec: serac-launch=1, meta=FILE, blob=FILE, target=DIR, any number of the three) mounts EROFS images
+ * read-only, nosuid stays off, nodev off (the base's device nodes are used), without loop devices.  `serac-launch unmount`
+ * (spec: serac-launch=1, target=DIR..) unmounts them; with detach=1 what is open there stays until it is closed.  Both do
+ * one after the other and end at the first that fails.  They report `ready=1` or step/errno/path.
  *
  * SESSIONS.  serac-init is PID 1 of a job.  It serves the socket that it finds as descriptor 3, bound to an absolute
  * path that init can open the directory of: that is where it keeps its files (host side:

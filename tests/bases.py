@@ -11,7 +11,7 @@ from pathlib import Path
 
 import leftovers
 import pytest
-from roots import empty
+from roots import configure, empty
 
 from engine import Engine, JobSpec
 from engine.base import DebianSource
@@ -48,6 +48,7 @@ def debian_root() -> Iterator[Path]:
     before = leftovers.count()
     path = Path(tempfile.mkdtemp(prefix="serac-test-debian-", dir="/var/tmp"))
     try:
+        configure(path / "root")
         with Engine(path / "root", timeout=60) as engine:
             engine.base_build("debian", DebianSource(suite=SUITE, include=PACKAGES))
             engine.remove(engine.run(JobSpec(base="debian")).id, force=True)  # now it is mounted, and stays so

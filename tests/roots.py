@@ -43,8 +43,15 @@ def small_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root_directory() -> Iterator[Path]:
     """A new directory for a root, on the filesystem of /var/tmp; all of it is removed at the end."""
     path = Path(tempfile.mkdtemp(prefix="serac-test-", dir="/var/tmp"))
+    configure(path / "root")
     yield path / "root"
     shutil.rmtree(path)
+
+
+def configure(root: Path) -> None:
+    """Nothing goes on in the background of a root, unless a test wants it."""
+    root.mkdir(mode=0o700)
+    (root / "config.json").write_text('{"archive": "never"}')
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.base import debian, oci, trees
-from engine.base.skeleton import prepare
+from engine.base.skeleton import NODES, prepare
 from engine.base.source import DebianSource, DirSource, OciSource, Source, TarSource
 from engine.base.warming import warm
 from engine.errors import InvalidInput, from_os
 
 __all__ = [
+    "NODES",
     "DebianSource",
     "DirSource",
     "OciSource",

@@ -5,7 +5,7 @@ This room knows criu and /proc; how criu is started, and what else belongs to a 
 
 from engine.checkpoint.explain import explain
 from engine.checkpoint.hostfacts import host_facts, judge_restore
-from engine.checkpoint.obstacles import REASONS, Obstacle
+from engine.checkpoint.obstacles import REASONS, Obstacle, obstacle
 from engine.checkpoint.options import dump_options, restore_options
 from engine.checkpoint.placing import place
 from engine.checkpoint.preflight import Seen, judge, look
@@ -32,6 +32,7 @@ __all__ = [
     "keep_running",
     "link_remaps",
     "look",
+    "obstacle",
     "place",
     "restore_options",
     "restore_times",

@@ -112,6 +112,10 @@ LOG = {
 """what criu's log tells, when a dump or a restore has failed"""
 
 RESTORE = {
+    "id-range": Reason(
+        what="has ids of another range than the jobs of this host",
+        remedy="set id_first in config.json, or resume it with --mode filesystem",
+    ),
     "no-image": Reason(what="was not written: it is a snapshot of the files", remedy=_FILES),
     "cpu": Reason(what="may use what this processor hasn't", remedy=_ELSEWHERE),
     "machine": Reason(what="is of another kind of machine", remedy=_ELSEWHERE),

@@ -20,7 +20,7 @@ from pathlib import Path
 from engine import archive, base, store, tools
 from engine.base import Source
 from engine.errors import InUse, NotFound, from_os
-from engine.lifecycle import chains, mounting
+from engine.lifecycle import chains, images, mounting
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import Base, SnapshotSource, Warmth
 from engine.steps import step
@@ -42,7 +42,7 @@ def build(root: Root, name: str, source: Source | SnapshotSource, *, progress: P
         digest = archive.image_digest(image)
         with contextlib.ExitStack() as stack:
             with step("base.place"):
-                stack.enter_context(_placed(root, image, digest))
+                stack.enter_context(images.placed(image, root.bases / digest, timeout=root.timeout))
             with step("base.commit"), root.catalog.transaction(durable=True) as transaction:
                 size = _size(root.bases / digest)
                 transaction.put_base(Base(digest=digest, size=size, source=describe(source), created=now(), env=env))
@@ -94,28 +94,6 @@ def _unpack(root: Root, source: Source | SnapshotSource, tree: Path) -> dict[str
         base.unpack_stream(stream.fileno(), tree)
     store.remove_tree(tree / ".serac")
     return {**root.catalog.base(snapshot.base).env, **snapshot.spec.env}
-
-
-@contextlib.contextmanager
-def _placed(root: Root, image: Path, digest: str) -> Iterator[None]:
-    """The image under its digest, locked so that nobody removes it before its row is written."""
-    target = root.bases / digest
-    with contextlib.ExitStack() as stack:
-        try:
-            # The same bytes are here already, perhaps: a name more for them.
-            stack.enter_context(store.locked(target, timeout=root.timeout))
-        except FileNotFoundError:
-            stack.enter_context(store.locked(image, timeout=root.timeout))
-            _rename(image, target)
-        yield
-
-
-def _rename(image: Path, target: Path) -> None:
-    try:
-        image.rename(target)
-        store.sync_directory(target.parent)
-    except OSError as error:
-        raise from_os(error, "place image") from error
 
 
 def _size(directory: Path) -> int:

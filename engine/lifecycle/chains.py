@@ -45,7 +45,9 @@ def packed(root: Root, base: str, chain: tuple[str, ...], path: str) -> Iterator
 def _launch(root: Root, job: Job, path: str, stdout: int, stderr: int) -> None:
     group = root.group_of(job)
     cgroup.create(root.host, group, job.spec.limits)
-    spec = processes.launch_spec(root, job, processes.view(root, job, group, mounting.mounted(root, job.base)))
+    chain = root.catalog.chain(job.layers)
+    mounting.mount_chain(root, job.base, chain)
+    spec = processes.launch_spec(root, job, processes.view(root, job, group, chain))
     arguments = ("pack", "--one-file-system", path)
     spec = msgspec.structs.replace(spec, args=arguments, writes=(), listen=None, stdout=stdout, stderr=stderr)
     launch.launch(spec, timeout=root.timeout)

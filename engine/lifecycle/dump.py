@@ -146,6 +146,7 @@ def _describe(root: Root, job: Job, init: processes.Init, images: Path, seen: ch
             address=job.address.job if job.address is not None else None,
             shm=_keep_shm(init.pid, images),
             logs=_keep_logs(root.io(job.id), images),
+            range=processes.id_range(root, job),
         )
     except OSError as error:
         raise from_os(error, "keep what belongs to the processes") from error

@@ -241,5 +241,6 @@ def _used_up(root: Root, job: Job, loading: Loading) -> Snapshot | None:
     except NotFound:
         return None
     others = root.catalog.snapshots(), root.catalog.jobs()
-    reused = layers.choose_strategy(job, snapshot, snapshots=others[0], jobs=others[1]) == "reuse"
+    (top,) = root.catalog.chain(snapshot.layers[-1:])
+    reused = layers.choose_strategy(job, snapshot, top, snapshots=others[0], jobs=others[1]) == "reuse"
     return snapshot if reused and not loading.keep else None

@@ -1,43 +1,82 @@
-"""The mounts that all jobs of a root share: each base once on the host, under the run directory. They stay until the
-base is removed, so that its page cache and its mount serve the next job."""
+"""The mounts that all jobs of a root share, under the run directory, so that their page cache is shared too.
+
+A base stays mounted until it is removed: it serves the next job. A layer that is an image alone is mounted while a job
+has it in its chain; whoever takes the last such job down unmounts it. The directory of an image is locked while that is
+decided, and a job's row names its chain before it mounts anything.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from engine import launch, store
+from engine import archive, launch, store
 from engine.errors import Damaged
 from engine.lifecycle.root import Root
+from engine.model import LIVE, PASSING, Job, Layer
 
 
 def mounted(root: Root, digest: str) -> Path:
     """The directory where a base is mounted on this host, mounting it if nobody has yet. Raises Damaged when its
-    files aren't there or differ in size."""
+    files aren't there or can't be what they were."""
     target = root.mounts / digest
-    if os.path.ismount(target):
-        return target
-    directory = root.bases / digest
-    try:
-        with store.locked(directory, timeout=root.timeout):
-            if not os.path.ismount(target):
-                _check_sizes(directory)
-                root.make_private(target)
-                launch.mount_image(directory / "meta.erofs", directory / "data.blob", target, timeout=root.timeout)
-    except FileNotFoundError as error:
-        raise Damaged(f"base {digest[:12]} is not on this host", hint="build or import the base again") from error
+    if not os.path.ismount(target):
+        try:
+            _mount(root, {digest: root.bases / digest})
+        except FileNotFoundError as error:
+            raise Damaged(f"base {digest[:12]} is not on this host", hint="build or import the base again") from error
     return target
 
 
-def _check_sizes(directory: Path) -> None:
-    from engine import archive
+def mount_chain(root: Root, base: str, chain: Sequence[Layer]) -> None:
+    """Mount what a job's chain needs. Raises Damaged."""
+    mounted(root, base)
+    try:
+        _mount(root, {digest: root.images / digest for digest in _images(chain)})
+    except FileNotFoundError as error:
+        raise Damaged(f"an image of the chain is gone: {error.filename}", hint="import the snapshot again") from error
 
-    image = archive.load_image(directory)
-    for name, digest in (("meta.erofs", image.meta), ("data.blob", image.blob)):
-        size = (directory / name).stat().st_size
-        if size != digest.size:
-            raise Damaged(f"{directory / name} has {size} bytes, not {digest.size}", hint="build the base again")
+
+def _images(chain: Iterable[Layer]) -> list[str]:
+    """Of the layers that are images alone."""
+    return [layer.image for layer in chain if layer.image is not None and not layer.directory]
+
+
+def _mount(root: Root, images: dict[str, Path]) -> None:
+    with contextlib.ExitStack() as stack:
+        wanted = []
+        for digest, directory in sorted(images.items()):
+            stack.enter_context(store.locked(directory, timeout=root.timeout))
+            target = root.mounts / digest
+            if not os.path.ismount(target):
+                archive.check_files(directory)
+                root.make_private(target)
+                wanted.append((directory / archive.META, directory / archive.BLOB, target))
+        if wanted:
+            launch.mount_images(wanted, timeout=root.timeout)
+
+
+@contextlib.contextmanager
+def opened(root: Root, digest: str) -> Iterator[Path]:
+    """An image's tree for the block, which nothing else finds; what is open in it afterwards stays readable.
+
+    Raises FileNotFoundError, Damaged."""
+    directory, target = root.images / digest, root.mounts / f"{digest[:12]}.{store.new_id()}"
+    with store.locked(directory, timeout=root.timeout, shared=True):
+        archive.check_files(directory)
+        root.make_private(target)
+        try:
+            launch.mount_images([(directory / archive.META, directory / archive.BLOB, target)], timeout=root.timeout)
+            fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            launch.unmount(target, detach=True, timeout=root.timeout)
+        finally:
+            target.rmdir()
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
 def unmount(root: Root, digest: str) -> None:
@@ -46,3 +85,18 @@ def unmount(root: Root, digest: str) -> None:
         launch.unmount(target, timeout=root.timeout)
     with contextlib.suppress(FileNotFoundError):
         target.rmdir()
+
+
+def wanted(root: Root, jobs: Iterable[Job]) -> set[str]:
+    """Digests of the images that jobs have mounted now, or are about to."""
+    ids = {layer for job in jobs if job.state in LIVE | PASSING for layer in (*job.layers, *job.mounted)}
+    return set(_images(root.catalog.layers(ids)))
+
+
+def let_go(root: Root, job: Job) -> None:
+    """Unmount what only this job, which has nothing mounted any more, had in its chain."""
+    ids = {*job.layers, *job.mounted}
+    for digest in _images(root.catalog.layers(ids)):
+        with contextlib.suppress(FileNotFoundError), store.locked(root.images / digest, timeout=root.timeout):
+            if digest not in wanted(root, (other for other in root.catalog.jobs() if other.id != job.id)):
+                unmount(root, digest)

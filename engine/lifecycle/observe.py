@@ -20,7 +20,7 @@ def settle(root: Root, job: Job) -> Job:
     processes.take_down(root, job)
     if why is not None:
         failure = f"its memory could not be brought back: {why}"
-        return root.put(msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now()))
+        return root.put(msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now(), mounted=()))
     return lazy.complete(root, root.put(ended(job, main_status(root, job))))
 
 
@@ -35,6 +35,8 @@ def main_status(root: Root, job: Job) -> SessionStatus | None:
 def ended(job: Job, status: SessionStatus | None) -> Job:
     """How a job whose processes are gone has ended, judged from init's last word; nothing is written."""
     if status is not None and status.status is not None:
-        return msgspec.structs.replace(job, state=JobState.EXITED, status=status.status, ended=status.ended or now())
+        return msgspec.structs.replace(
+            job, state=JobState.EXITED, status=status.status, ended=status.ended or now(), mounted=()
+        )
     failure = "its processes were killed from outside, or the host went down"
-    return msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now())
+    return msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now(), mounted=())

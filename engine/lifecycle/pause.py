@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -30,7 +30,7 @@ from engine.kernel import process
 from engine.kernel.filesystem import syncfs
 from engine.lifecycle import dump, lazy, processes, sessions
 from engine.lifecycle.root import Root, now, require
-from engine.model import Context, Job, JobState, Layer, Mode, PauseResult, Snapshot
+from engine.model import Archiving, Context, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
 
 MOMENTS = (0.005, 0.02, 0.1)
@@ -40,16 +40,24 @@ QUIET_TRIES = 8
 
 
 def pause(
-    root: Root, job: Job, *, mode: Mode, labels: Mapping[str, str], state: Any | msgspec.UnsetType
+    root: Root,
+    job: Job,
+    *,
+    mode: Mode,
+    labels: Mapping[str, str],
+    state: Any | msgspec.UnsetType,
+    archive: Archiving = "never",
 ) -> PauseResult:
-    """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on."""
+    """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on.
+    ``archive``: what is not ``never`` leaves the snapshot due, and the caller archives it, or has it archived."""
     sessions.check_mode(mode)
     sessions.check_annotations(labels, None if state is msgspec.UNSET else state)
     require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
     job = lazy.awaited(root, job)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         try:
-            snapshot = _cut(root, job, mode=mode, labels=labels, state=state)
+            asked = _Asked(labels, due=archive != "never")
+            snapshot = _cut(root, job, mode=mode, asked=asked, state=state)
         except BaseException:
             if undo(root, job):
                 intent.undone()
@@ -66,47 +74,54 @@ def pause(
     )
 
 
-def _cut(root: Root, job: Job, *, mode: Mode, labels: Mapping[str, str], state: Any | msgspec.UnsetType) -> Snapshot:
+class _Asked(NamedTuple):
+    """What the snapshot is to bear."""
+
+    labels: Mapping[str, str]
+    due: bool
+
+
+def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
     """Steps 1 to 7."""
     root.put(msgspec.structs.replace(job, state=JobState.PAUSING))
     if state is not msgspec.UNSET:
         job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
     if mode == "filesystem":
-        return _with_files(root, job, labels=labels, reason=None)
+        return _with_files(root, job, asked=asked, reason=None)
     try:
-        return _with_processes(root, job, labels=labels)
+        return _with_processes(root, job, asked=asked)
     except CannotCheckpoint as error:
         if mode == "process":
             raise
-        return _with_files(root, job, labels=labels, reason=error.reason)
+        return _with_files(root, job, asked=asked, reason=error.reason)
 
 
-def _with_files(root: Root, job: Job, *, labels: Mapping[str, str], reason: str | None) -> Snapshot:
+def _with_files(root: Root, job: Job, *, asked: _Asked, reason: str | None) -> Snapshot:
     with step("pause.freeze", job=job.id):
         cgroup.freeze(root.group_of(job), timeout=root.timeout)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, _look(root, job, labels=labels), reason=reason)
+        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), due=asked.due, reason=reason)
     return _keep(root, job, snapshot)
 
 
-def _with_processes(root: Root, job: Job, *, labels: Mapping[str, str]) -> Snapshot:
+def _with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
     """What stands in the way for a moment only, such as a connection that is being opened, is given that moment."""
     for moment in MOMENTS:
         try:
-            return _once_with_processes(root, job, labels=labels)
+            return _once_with_processes(root, job, asked=asked)
         except CannotCheckpoint as error:
             if not checkpoint.REASONS[error.reason or "criu-failed"].passing:
                 raise
         cgroup.thaw(root.group_of(job))
         time.sleep(moment)
-    return _once_with_processes(root, job, labels=labels)
+    return _once_with_processes(root, job, asked=asked)
 
 
-def _once_with_processes(root: Root, job: Job, *, labels: Mapping[str, str]) -> Snapshot:
+def _once_with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
     with step("pause.freeze", job=job.id):
         _still(root, job)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, _look(root, job, labels=labels), reason=None)
+        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), due=asked.due, reason=None)
     with dump.dumped(root, job) as image:
         return _keep(root, job, msgspec.structs.replace(snapshot, mode="process", image=image))
 
@@ -174,7 +189,7 @@ def _directories(group: cgroup.Group, terminals: Mapping[int, int]) -> dict[int,
     return found
 
 
-def _snapshot(root: Root, job: Job, context: Context, *, reason: str | None) -> Snapshot:
+def _snapshot(root: Root, job: Job, context: Context, *, due: bool, reason: str | None) -> Snapshot:
     assert job.upper is not None
     return Snapshot(
         id=store.new_id(),
@@ -188,6 +203,7 @@ def _snapshot(root: Root, job: Job, context: Context, *, reason: str | None) -> 
         labels=context.labels,
         parent=job.snapshot or job.forked_from,
         created=now(),
+        due=due,
     )
 
 
@@ -204,6 +220,7 @@ def _commit(root: Root, job: Job, snapshot: Snapshot) -> None:
         job,
         state=JobState.PAUSED,
         layers=snapshot.layers,
+        mounted=(),
         upper=None,
         snapshot=snapshot.id,
         pauses=job.pauses + 1,

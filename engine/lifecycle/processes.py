@@ -12,7 +12,6 @@ import resource
 import select
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -29,7 +28,7 @@ from engine.kernel import process
 from engine.launch import IO_INSIDE, LaunchSpec, ViewSpec
 from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
-from engine.model import Address, Job, SessionSpec
+from engine.model import Address, Job, Layer, SessionSpec
 from engine.steps import step
 
 RLIMITS = {"nofile": 65536, "memlock": 8 << 20, "core": 0}
@@ -60,11 +59,12 @@ def bring_up(root: Root, job: Job, *, verb: str) -> None:
 
 def prepare(root: Root, job: Job) -> ViewSpec:
     """Make what a job's processes need to be born: the base mounted, a work directory, control groups."""
-    base = mounting.mounted(root, job.base)
+    chain = root.catalog.chain(job.layers)
+    mounting.mount_chain(root, job.base, chain)
     layers.renew_work(root.layer(upper(job)))
     group = root.group_of(job)
     cgroup.create(root.host, group, job.spec.limits)
-    return view(root, job, group, base)
+    return view(root, job, group, chain)
 
 
 def start(root: Root, job: Job, sessions: Sequence[SessionSpec], *, verb: str) -> dict[int, str]:
@@ -95,11 +95,10 @@ def _launch(root: Root, job: Job, view: ViewSpec) -> int:
     return launch.launch(spec, timeout=root.timeout, network=lambda pid: network.connect(root.config, address, pid=pid))
 
 
-def view(root: Root, job: Job, group: cgroup.Group, base: Path) -> ViewSpec:
+def view(root: Root, job: Job, group: cgroup.Group, chain: Sequence[Layer]) -> ViewSpec:
     """What the processes of a job have for a root, and where they are born; nothing of it comes from an archive or
     from inside the job."""
-    overlay = layers.overlay(root.layers, base, job.layers, job.upper)
-    settings = root.config.settings
+    overlay = layers.overlay(root.layers, root.mounts, job.base, chain, job.upper)
     return ViewSpec(
         stage=os.fspath(root.stage(job.id)),
         cgroup=group.path,
@@ -109,7 +108,7 @@ def view(root: Root, job: Job, group: cgroup.Group, base: Path) -> ViewSpec:
         upper=overlay.upper,
         work=overlay.work,
         overlay=overlay.options,
-        range=(settings.id_first, settings.id_count) if job.spec.userns == "private" else None,
+        range=id_range(root, job),
     )
 
 
@@ -158,6 +157,7 @@ def take_down(root: Root, job: Job) -> None:
         _disconnect(root, job.address)
     if job.upper is not None:
         layers.drop_work(root.layer(job.upper))
+    mounting.let_go(root, job)
     store.remove_tree(root.run_job(job.id))  # last: while it is there, a taking down was not completed
 
 
@@ -248,9 +248,16 @@ def remember(root: Root, job_id: str, pid: int, *, program: str) -> None:
     store.write_aside(root.run_job(job_id) / "init.json", msgspec.json.encode(init))
 
 
+def id_range(root: Root, job: Job) -> tuple[int, int] | None:
+    """First host id and count of the job's user namespace; None = the host's."""
+    settings = root.config.settings
+    return (settings.id_first, settings.id_count) if job.spec.userns == "private" else None
+
+
 def first_id(root: Root, job: Job) -> int:
     """The host's id of the job's root."""
-    return root.config.settings.id_first if job.spec.userns == "private" else 0
+    ids = id_range(root, job)
+    return ids[0] if ids is not None else 0
 
 
 def capable() -> bool:

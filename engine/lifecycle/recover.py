@@ -22,14 +22,12 @@ import msgspec
 
 from engine import cgroup, layers, store
 from engine.errors import Busy, NotFound, SeracError, WrongState
-from engine.lifecycle import criu, lazy, mounting, observe, pause, processes, remove, resume
+from engine.lifecycle import criu, images, lazy, mounting, observe, pause, processes, remove, resume
 from engine.lifecycle.root import Root
-from engine.model import LIVE, Job, JobState
+from engine.model import LIVE, PASSING, Job, JobState
 from engine.steps import step
 
 log = logging.getLogger("serac")
-
-PASSING = (JobState.CREATED, JobState.PAUSING, JobState.RESUMING)
 
 
 @contextlib.contextmanager
@@ -114,19 +112,23 @@ def sweep(root: Root) -> bool:
     jobs = {job.id: job for job in root.catalog.jobs()}
     known = {layer.id: layer for layer in root.catalog.layers()}
     bases = {base.digest for base in root.catalog.bases()}
+    mounts = bases | mounting.wanted(root, jobs.values())
+    images_alone = [layer.id for layer in known.values() if not layer.directory]
     # The manifest of a layer that is written says nothing, but for a resume that may have to be taken back.
     may_return = {job.upper for job in jobs.values() if job.pending}
     written = [layer.id for layer in known.values() if layer.owner is not None and layer.id not in may_return]
     imaged = {snapshot.layers[-1] for snapshot in root.catalog.snapshots() if snapshot.image is not None}
     work: list[Callable[[], object]] = [
         *_strange_groups(root, jobs),
-        *(partial(_release, root, job) for job in jobs.values() if job.state not in (*LIVE, *PASSING)),
+        *(partial(_release, root, job) for job in jobs.values() if job.state not in LIVE | PASSING),
         *_strange_directories((root.jobs, root.run_jobs), known=jobs),
         *_strange_directories((root.layers,), known=known),
         *(partial(layers.unseal, root.layer(layer)) for layer in written),
         *(partial(layers.drop_image, root.layer(layer)) for layer in known if layer not in imaged),
-        *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in bases),
+        *(partial(layers.drop_directory, root.layer(layer)) for layer in images_alone),
+        *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in mounts),
         *_strange_directories((root.bases,), known=bases),
+        *_strange_directories((root.images,), known=images.referenced(root)),
         partial(processes.release_network, root),
     ]
     outcomes = [_done(piece) for piece in work]

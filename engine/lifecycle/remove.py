@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engine import layers
+from engine.catalog import Transaction
 from engine.errors import Busy, InUse
 from engine.lifecycle import processes
 from engine.lifecycle.root import Root, require
@@ -68,9 +69,7 @@ def _forget(root: Root, job: Job) -> Gone:
                 transaction.remove_snapshot(snapshot.id)
                 images.append(snapshot.layers[-1])
         known = {layer.id for layer in root.catalog.layers()}
-        gone = _unreferenced(root)
-        for layer in gone:
-            transaction.remove_layer(layer)
+        gone = forget_unreferenced(root, transaction)
     # The upper of a job that failed before its rows were written has no row.
     return Gone(gone if job.upper is None or job.upper in known else [*gone, job.upper], images)
 
@@ -95,10 +94,7 @@ def _forget_snapshot(root: Root, snapshot: Snapshot) -> Gone:
         _refuse_used(root, snapshot.id)
         _refuse_forked(root, snapshot.id)
         transaction.remove_snapshot(snapshot.id)
-        gone = _unreferenced(root)
-        for layer in gone:
-            transaction.remove_layer(layer)
-    return Gone(gone, [snapshot.layers[-1]])
+        return Gone(forget_unreferenced(root, transaction), [snapshot.layers[-1]])
 
 
 def _refuse_forked(root: Root, snapshot_id: str) -> None:
@@ -114,5 +110,10 @@ def _refuse_used(root: Root, snapshot_id: str) -> None:
             raise InUse(f"job {job.name} is paused to snapshot {snapshot_id}", hint="`serac rm JOB` removes both")
 
 
-def _unreferenced(root: Root) -> list[str]:
-    return layers.unreferenced(root.catalog.layers(), snapshots=root.catalog.snapshots(), jobs=root.catalog.jobs())
+def forget_unreferenced(root: Root, transaction: Transaction) -> list[str]:
+    """The rows of layers that nothing needs go; their ids, for whoever removes the bytes."""
+    rows = root.catalog.layers()
+    gone = layers.unreferenced(rows, snapshots=root.catalog.snapshots(), jobs=root.catalog.jobs())
+    for layer in gone:
+        transaction.remove_layer(layer)
+    return gone

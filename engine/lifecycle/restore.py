@@ -17,7 +17,7 @@ from engine import cgroup, checkpoint, launch, layers, network, store, tools
 from engine.errors import CannotRestore, Damaged, NoSpace, Timeout, from_os
 from engine.kernel import process
 from engine.launch import NetworkSpec, ViewSpec
-from engine.lifecycle import criu, lazy, processes
+from engine.lifecycle import criu, lazy, mounting, processes
 from engine.lifecycle.root import Root
 from engine.model import Job, ProcessImage, Snapshot
 from engine.steps import add, step
@@ -37,9 +37,9 @@ def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily
     CannotRestore and NoSpace."""
     image = snapshot.image
     assert image is not None
-    images = layers.image(root.layer(snapshot.layers[-1]))
-    _check_size(images, image)
     with contextlib.ExitStack() as stack:
+        images = stack.enter_context(opened(root, snapshot))
+        _check_size(images, image)
         with step(f"{verb}.mount", job=job.id):
             view = _view(processes.prepare(root, job))
             work = root.run_job(job.id)
@@ -66,6 +66,22 @@ def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily
             talk.conversation.finish()
     for name, milliseconds in checkpoint.restore_times(work).items():
         add(name, milliseconds)
+
+
+@contextlib.contextmanager
+def opened(root: Root, snapshot: Snapshot) -> Iterator[Path]:
+    """The directory of a snapshot's process image, for the block. Raises CannotRestore, Damaged."""
+    local = layers.image(root.layer(snapshot.layers[-1]))
+    digest = snapshot.image.digest if snapshot.image is not None else None
+    with contextlib.ExitStack() as stack:
+        if digest is None or local.exists():
+            yield local
+            return
+        try:
+            mounted = stack.enter_context(mounting.opened(root, digest))
+        except FileNotFoundError as error:
+            raise CannotRestore(f"the processes are gone: {error.filename}", reason="no-image") from error
+        yield mounted
 
 
 def _check_size(images: Path, image: ProcessImage) -> None:
@@ -103,10 +119,11 @@ def leave_aside(root: Root, job: Job, snapshot: Snapshot) -> None:
 def copy_logs(root: Root, job: Job, snapshot: Snapshot) -> None:
     """Give a fork what its sessions had in the io directory, as it was at the cut."""
     assert snapshot.image is not None
-    source, target = layers.image(root.layer(snapshot.layers[-1])) / "io", root.io(job.id)
+    target = root.io(job.id)
     try:
-        for name, size in snapshot.image.logs.items():
-            store.copy_head(source / name, target / name, size)
+        with opened(root, snapshot) as images:
+            for name, size in snapshot.image.logs.items():
+                store.copy_head(images / "io" / name, target / name, size)
     except OSError as error:
         raise from_os(error, "copy logs") from error
 
@@ -124,8 +141,16 @@ def check(root: Root, image: ProcessImage) -> None:
         disk_free=free.f_bavail * free.f_frsize,
         lazy=False,
     )
-    for obstacle in obstacles:
+    for obstacle in (*obstacles, *_ids(root, image)):
         raise _cannot(obstacle)
+
+
+def _ids(root: Root, image: ProcessImage) -> Iterator[checkpoint.Obstacle]:
+    """criu gives a user namespace the range that it had."""
+    settings = root.config.settings
+    here = (settings.id_first, settings.id_count)
+    if image.range not in (None, here):
+        yield checkpoint.obstacle("id-range", f"their ids are {image.range}, this host's jobs have {here}")
 
 
 def _cannot(obstacle: checkpoint.Obstacle) -> CannotRestore:

@@ -28,7 +28,7 @@ import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import lazy, processes, restore, sessions, wake
+from engine.lifecycle import lazy, processes, restore, sessions, trees, wake
 from engine.lifecycle.root import Root, now, require
 from engine.model import (
     Context,
@@ -157,7 +157,8 @@ def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool, keep: boo
             return resuming, "reuse"
     layers.check_depth(snapshot)
     top, upper = snapshot.layers[-1], store.new_id()
-    layers.create(root.layer(upper), like=root.layer(top) / "upper")
+    with trees.opened(root, *root.catalog.chain((top,))) as below:
+        layers.create(root.layer(upper), like=below)
     resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=snapshot.layers)
     with root.catalog.transaction() as transaction:
         transaction.put_layer(Layer(id=upper, parent=top, owner=job.id, created=now()))
@@ -168,7 +169,8 @@ def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool, keep: boo
 def _strategy(root: Root, job: Job, snapshot: Snapshot) -> Strategy:
     """Within a transaction: read again, for it may have been pinned since."""
     current = root.catalog.snapshot(snapshot.id)
-    return layers.choose_strategy(job, current, snapshots=root.catalog.snapshots(), jobs=root.catalog.jobs())
+    (top,) = root.catalog.chain(current.layers[-1:])
+    return layers.choose_strategy(job, current, top, snapshots=root.catalog.snapshots(), jobs=root.catalog.jobs())
 
 
 def _clear_io(root: Root, job: Job, snapshot: Snapshot) -> None:
@@ -230,8 +232,10 @@ def _revert(root: Root, running: Job) -> None:
     processes.take_down(root, running)
     manifest = layers.manifest(root.layer(running.upper))
     if manifest is None:  # stacked: the snapshot never went
-        manifest = root.catalog.snapshot(running.snapshot or "")
-    _put_paused(root, running, manifest)
+        snapshot = root.catalog.snapshot(running.snapshot or "")
+    else:  # the layers below may have been flattened since it was written
+        snapshot = msgspec.structs.replace(manifest, layers=(*running.layers, running.upper))
+    _put_paused(root, running, snapshot)
 
 
 def undo(root: Root, job_id: str) -> bool:
@@ -261,7 +265,8 @@ def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
     parent = snapshot.layers[-2] if len(snapshot.layers) > 1 else None
     with root.catalog.transaction(durable=True) as transaction:
         transaction.put_job(paused)
-        transaction.put_layer(Layer(id=top, parent=parent, created=snapshot.created))
+        if root.catalog.chain((top,))[0].owner is not None:
+            transaction.put_layer(Layer(id=top, parent=parent, created=snapshot.created))
         transaction.put_snapshot(snapshot)
         if job.upper is not None and job.upper != top:
             transaction.remove_layer(job.upper)

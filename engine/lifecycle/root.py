@@ -28,8 +28,8 @@ class Root:
             raise NotPrivileged("serac needs root rights", hint="run it as root, for instance with sudo")
         self.config, self.timeout = config, timeout
         self.host = cgroup.hierarchies()
-        self.bases, self.layers, self.jobs, self.tmp = (
-            config.root / name for name in ("bases", "layers", "jobs", "tmp")
+        self.bases, self.images, self.layers, self.jobs, self.tmp = (
+            config.root / name for name in ("bases", "images", "layers", "jobs", "tmp")
         )
         self.mounts, self.run_jobs = config.run / "mounts", config.run / "jobs"
         self._make()
@@ -42,7 +42,7 @@ class Root:
             self._keep_room()
 
     def _make(self) -> None:
-        places = (self.bases, self.layers, self.jobs, self.tmp, self.mounts, self.run_jobs)
+        places = (self.bases, self.images, self.layers, self.jobs, self.tmp, self.mounts, self.run_jobs)
         if all(place.is_dir() for place in places):
             return
         from engine.doctor import check_root_filesystem

@@ -20,7 +20,7 @@ import msgspec
 
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
-from engine.lifecycle import lazy, mounting, processes, remove, restore, resume, sessions, wake
+from engine.lifecycle import lazy, processes, remove, restore, resume, sessions, trees, wake
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
@@ -97,6 +97,7 @@ def fork(
 def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily: bool) -> tuple[Job, str]:
     """The job that goes on as a copy, and its generation."""
     with _made(root, job) as made:
+        snapshot = root.catalog.snapshot(snapshot.id)
         restore.copy_logs(root, made, snapshot)
         generation = wake.new_generation(root, made)
         running = msgspec.structs.replace(made, state=JobState.RUNNING, started=now())
@@ -197,26 +198,26 @@ def _make(root: Root, job: Job) -> Job:
     """The job's upper, then its rows."""
     assert job.upper is not None
     try:
-        below = root.layer(job.layers[-1]) / "upper" if job.layers else mounting.mounted(root, job.base)
-        layers.create(root.layer(job.upper), like=below)
+        with trees.below(root, job) as tree:
+            layers.create(root.layer(job.upper), like=tree)
     except SeracError:
         _check_chain(root, job)  # what it stands on was removed, perhaps: that says more
         raise
-    upper = Layer(id=job.upper, parent=job.layers[-1] if job.layers else None, owner=job.id, created=job.created)
     with root.catalog.transaction() as transaction:
+        if job.forked_from is not None:  # its chain may have been flattened since it was looked at
+            job = msgspec.structs.replace(job, layers=root.catalog.snapshot(job.forked_from).layers)
         _check_chain(root, job)
         if job.spec.net == "bridge":
             job = msgspec.structs.replace(job, address=_address(root))
         transaction.add_job(job)
-        transaction.put_layer(upper)
+        below = job.layers[-1] if job.layers else None
+        transaction.put_layer(Layer(id=str(job.upper), parent=below, owner=job.id, created=job.created))
     return job
 
 
 def _check_chain(root: Root, job: Job) -> None:
     """Within the transaction that adds the job: all that it stands on is there, and nobody writes it."""
     root.catalog.base(job.base)
-    if job.forked_from is not None:
-        root.catalog.snapshot(job.forked_from)
     if not job.layers:
         return
     if not {layer.id for layer in root.catalog.layers()}.issuperset(job.layers):

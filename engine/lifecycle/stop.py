@@ -37,7 +37,7 @@ def _stopped(root: Root, job: Job) -> Job:
     # Killed before init could write, or a job without a command of its own: we know why it ended.
     had_command = bool(job.spec.argv or job.spec.steps)
     code = 128 + signal.SIGKILL if had_command else 0
-    return msgspec.structs.replace(job, state=JobState.EXITED, status=code, ended=now())
+    return msgspec.structs.replace(job, state=JobState.EXITED, status=code, ended=now(), mounted=())
 
 
 def freeze(root: Root, job: Job) -> Job:

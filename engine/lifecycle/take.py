@@ -17,13 +17,21 @@ import msgspec
 
 from engine.lifecycle import pause, resume
 from engine.lifecycle.root import Root, require
-from engine.model import Job, JobState, TakeResult
+from engine.model import Archiving, Job, JobState, TakeResult
 
 
-def take(root: Root, job: Job, *, labels: Mapping[str, str], state: Any | msgspec.UnsetType) -> TakeResult:
+def take(
+    root: Root,
+    job: Job,
+    *,
+    labels: Mapping[str, str],
+    state: Any | msgspec.UnsetType,
+    archive: Archiving = "never",
+) -> TakeResult:
+    """``archive``: as of a pause."""
     require(job, JobState.RUNNING, verb="take a snapshot of")
     began = time.perf_counter()
-    paused = pause.pause(root, job, mode="process", labels=labels, state=state)
+    paused = pause.pause(root, job, mode="process", labels=labels, state=state, archive=archive)
     resumed = resume.resume(root, root.catalog.job_with(job.id), mode="process", keep_tcp=True, keep=True)
     stopped = round((time.perf_counter() - began) * 1000, 3)
     timings = {**paused.timings, **resumed.timings, "stopped": stopped}

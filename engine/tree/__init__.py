@@ -10,10 +10,11 @@ from engine.tree.difference import Change, Kind, differences
 from engine.tree.directory import open_directory
 from engine.tree.image import open_image, sound
 from engine.tree.layered import Merged, flattened, merged
-from engine.tree.node import Node
+from engine.tree.node import OVERLAY, Node, without
 from engine.tree.writer import Written, write_image
 
 __all__ = [
+    "OVERLAY",
     "Change",
     "Kind",
     "Merged",
@@ -25,5 +26,6 @@ __all__ = [
     "open_directory",
     "open_image",
     "sound",
+    "without",
     "write_image",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 
 BLOCK = 4096
 """bytes; data lies in blocks, and so do holes"""
@@ -106,3 +106,32 @@ def portable(node: Node, xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
 
 def _travels(name: bytes) -> bool:
     return not name.startswith(OVERLAY) or name in (OPAQUE, REDIRECT, PROTECTED) or name.startswith(NESTED)
+
+
+def without(root: Node, names: Collection[bytes]) -> Node:
+    """A tree but for what lies under ``names`` in its root directory."""
+    return _Pruned(root, names)
+
+
+class _Pruned(Node):
+    """A root directory some of whose entries aren't seen."""
+
+    __slots__ = ("_names", "_whole")
+
+    def __init__(self, whole: Node, names: Collection[bytes]) -> None:
+        self._whole, self._names = whole, names
+        for field in Node.__slots__:
+            setattr(self, field, getattr(whole, field))
+
+    @property
+    def key(self) -> Hashable:
+        return self._whole.key
+
+    def xattrs(self) -> dict[bytes, bytes]:
+        return self._whole.xattrs()
+
+    def children(self) -> list[tuple[bytes, Node]]:
+        return [(name, node) for name, node in self._whole.children() if name not in self._names]
+
+    def child(self, name: bytes) -> Node | None:
+        return None if name in self._names else self._whole.child(name)

@@ -1,0 +1,96 @@
+"""Work that nobody waits for: archiving what pauses left to be archived, flattening chains, collecting.
+
+A verb that leaves such work starts a process for it (`start`), which does all there is in its root and ends (`main`).
+It has a low priority, so that jobs don't feel it. One is at work in a root at a time, and one more may wait to look
+whether there is more; any others end at once. Killed, it leaves what the verbs that it calls leave; what is still due
+is done by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from engine import store, tools
+from engine.config import Config
+from engine.errors import Busy, SeracError
+from engine.lifecycle.root import Root
+
+log = logging.getLogger("serac")
+
+NICENESS = 19
+PATIENCE = 24 * 3600.0
+"""seconds that the second one waits for the first"""
+
+
+def start(root: Root) -> None:
+    """Start the process. It outlives this one, and isn't its child."""
+    command = ["setsid", "--fork", sys.executable, "-m", "engine.lifecycle.background", os.fspath(root.config.root)]
+    with contextlib.suppress(OSError):  # what is due stays due
+        subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env=tools.environment({"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}),
+            check=False,
+        )
+
+
+def main(root_directory: str) -> None:
+    os.nice(NICENESS)
+    root = Root(Config.load(root_directory), timeout=60.0)
+    try:
+        with _turn(root) as ours:
+            if ours:
+                _work(root)
+    finally:
+        root.close()
+
+
+@contextlib.contextmanager
+def _turn(root: Root) -> Iterator[bool]:
+    """Whether it is this process that has to work; perhaps after a wait."""
+    with contextlib.ExitStack() as work:
+        try:
+            with store.locked(root.layers, timeout=0):  # the place of the one who waits
+                work.enter_context(store.locked(root.images, timeout=PATIENCE))
+        except Busy:
+            yield False
+            return
+        yield True
+
+
+def _work(root: Root) -> None:
+    from engine.lifecycle import archiving, collect, flatten
+
+    tried: set[tuple[str, ...]] = set()
+    while chain := flatten.due(root, but=tried):
+        tried.add(chain)
+        _attempt(partial(flatten.flatten_chain, root, chain))
+    while snapshot := archiving.due(root, but=tried):
+        tried.add((snapshot,))
+        _attempt(partial(archiving.archive_snapshot, root, snapshot, progress=_untold))
+    _attempt(partial(collect.collect, root))
+
+
+def _attempt(work: Callable[[], object]) -> None:
+    """What fails stays due for the next process."""
+    try:
+        work()
+    except SeracError as error:
+        log.warning("in the background: %s", error)
+
+
+def _untold(_done: int, _total: int) -> None:
+    """Nobody looks at this process; how far it is lies in the scratch directory."""
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

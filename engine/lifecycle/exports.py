@@ -1,0 +1,92 @@
+"""export: a snapshot leaves its host as one stream. Nothing is committed; an export that is killed leaves what it had
+written, and a file that was to be written is there whole or not at all.
+
+The images are read as they lie in the store. While that goes on the snapshot is in use: a reader of its chain
+(`engine.lifecycle.run.reader`) keeps its layers, and so their images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from engine import archive
+from engine.archive import stream
+from engine.errors import Damaged, InvalidInput, from_os
+from engine.lifecycle import archiving, run
+from engine.lifecycle.archiving import Progress
+from engine.lifecycle.root import Root
+from engine.model import Snapshot
+
+
+def export(
+    root: Root, ref: str, target: str | BinaryIO, *, with_base: bool = False, progress: Progress | None = None
+) -> Snapshot:
+    """Write a snapshot to a file, or to a stream that is open for writing; it is archived first, where it isn't yet.
+
+    Raises NotFound, InvalidInput (the target), NoSpace, Damaged."""
+    snapshot = archiving.archive_snapshot(root, ref, progress=progress)
+    with run.reader(root, snapshot.base, snapshot.layers), contextlib.ExitStack() as stack:
+        out = stack.enter_context(written(target)) if isinstance(target, str) else target
+        directories = _images(root, snapshot, with_base=with_base)
+        total = sum(_size(directory) for directory in directories)
+        tick = None if progress is None else lambda done: progress(done, total)
+        try:
+            stream.write(out, _manifest(root, snapshot), directories, tick=tick)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise from_os(error, "export") from error
+    return snapshot
+
+
+def _images(root: Root, snapshot: Snapshot, *, with_base: bool) -> list[Path]:
+    """In the order of the stream; each once."""
+    chain = [root.images / str(layer.image) for layer in root.catalog.chain(snapshot.layers)]
+    base = [root.bases / snapshot.base] if with_base else []
+    processes = snapshot.image
+    last = [root.images / str(processes.digest)] if processes is not None else []
+    return list(dict.fromkeys([*base, *chain, *last]))
+
+
+def _size(directory: Path) -> int:
+    image = archive.check_files(directory)
+    return image.meta.size + image.blob.size
+
+
+def _manifest(root: Root, snapshot: Snapshot) -> bytes:
+    path = root.layer(snapshot.layers[-1]) / "manifest.json"
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path}: {error.strerror}", hint="`serac snapshot archive` writes it again") from error
+    if archive.manifest.digest(encoded) != snapshot.archive:
+        raise Damaged(f"{path} is not the one of {snapshot.archive}")
+    return encoded
+
+
+@contextlib.contextmanager
+def written(target: str) -> Iterator[BinaryIO]:
+    """A new file of that name, there when the block is through; what was there before stays until then.
+
+    Raises InvalidInput when it can't be made."""
+    if os.path.isdir(target):
+        raise InvalidInput(f"{target} is a directory", hint="name a file, or - for standard output")
+    aside = f"{target}.{secrets.token_hex(4)}.part"
+    try:
+        file = open(aside, "xb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise InvalidInput(f"{target}: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(aside, target)
+    except BaseException:
+        os.unlink(aside)
+        raise

@@ -1,0 +1,52 @@
+"""Images in the store: placed under their digests, told apart from what nobody needs any more.
+
+An image is written aside, placed by a rename, and named by a row; whoever places it holds its lock until the row is
+written, and whoever removes it looks under the same lock whether there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine import store
+from engine.errors import from_os
+from engine.lifecycle.root import Root
+
+
+@contextlib.contextmanager
+def placed(image: Path, target: Path, *, timeout: float) -> Iterator[None]:
+    """The image under its digest, for the block that writes its row. The same bytes may be there already."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(store.locked(target, timeout=timeout))
+        except FileNotFoundError:
+            stack.enter_context(store.locked(image, timeout=timeout))
+            _rename(image, target)
+        yield
+
+
+def _rename(image: Path, target: Path) -> None:
+    try:
+        image.rename(target)
+        store.sync_directory(target.parent)
+    except OSError as error:
+        raise from_os(error, "place image") from error
+
+
+def referenced(root: Root) -> set[str]:
+    """Digests of the images that rows speak of, bases apart."""
+    layers = {layer.image for layer in root.catalog.layers() if layer.image is not None}
+    processes = {snapshot.image.digest for snapshot in root.catalog.snapshots() if snapshot.image is not None}
+    return layers | {digest for digest in processes if digest is not None}
+
+
+def remove_unreferenced(root: Root, digest: str) -> bool:
+    """Remove an image that no row speaks of; whether it was one. Raises Busy while somebody is about to use it."""
+    with contextlib.suppress(FileNotFoundError), store.locked(root.images / digest, timeout=0):
+        if digest in referenced(root):
+            return False
+        store.remove_tree(root.images / digest)
+        return True
+    return False
