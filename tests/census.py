@@ -10,7 +10,8 @@ system's own business, and all times but mtime.
 
 Which extended attributes show depends on where one looks. On a layer itself `trusted.overlay.*` is overlayfs's and left
 out, while `trusted.overlay.overlay.*` is how it keeps a job's own. Seen through a mounted overlay, ``overlaid``, its
-own don't show, and `trusted.overlay.*` is the job's like any other.
+own don't show, and `trusted.overlay.*` is the job's like any other. Whiteouts, which show only on a layer, are links of
+each other and of one in the work directory, as it happens: that is no fact of theirs.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def take(top: int | Path, *, overlaid: bool = False) -> Census:
     firsts: dict[tuple[int, int], bytes] = {}
     for path, parent, name in walk(top):
         status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        first = path if stat.S_ISDIR(status.st_mode) else firsts.setdefault((status.st_dev, status.st_ino), path)
+        lone = stat.S_ISDIR(status.st_mode) or is_whiteout(status)
+        first = path if lone else firsts.setdefault((status.st_dev, status.st_ino), path)
         found[path] = found[first] if first != path else record(parent, name, status, path, overlaid=overlaid)
     return found
 
@@ -138,7 +140,7 @@ def record(parent: int, name: bytes, status: os.stat_result, path: bytes, *, ove
         gid=status.st_gid,
         device=status.st_rdev if kind.endswith("device") else 0,
         size=0 if kind == "directory" else status.st_size,
-        links=0 if kind == "directory" else status.st_nlink,
+        links=0 if kind == "directory" or is_whiteout(status) else status.st_nlink,
         mtime=status.st_mtime_ns,
         xattrs=attributes(parent, name, overlaid=overlaid),
         content=content,
@@ -146,6 +148,10 @@ def record(parent: int, name: bytes, status: os.stat_result, path: bytes, *, ove
         first=path,
         allocated=allocated,
     )
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def attributes(parent: int, name: bytes, *, overlaid: bool) -> dict[str, bytes]:
@@ -204,21 +210,28 @@ def blocks(fd: int, found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, byt
 
 
 def differences(
-    before: Census, after: Census, *, ignore: Collection[str] = (), root: bool = True, sockets: bool = True
+    before: Census,
+    after: Census,
+    *,
+    ignore: Collection[str] = (),
+    root: bool = True,
+    sockets: bool = True,
+    image: bool = False,
 ) -> list[str]:
     """One line `PATH: FACT: WAS -> IS` for each difference, in the order of paths; `PATH: gone` and `PATH: new` for
     what is on one side only.
 
     ``ignore`` are names of facts (`FACTS`) that don't count. Without ``root`` the facts of the top itself don't: an
     overlay shows there those of its upper's own root. Without ``sockets`` they may come and go, as tar leaves them out.
-    Allocation may double and have 64 KiB more, for file systems round in their own ways."""
+    Allocation may double or halve, and 64 KiB more, for file systems round in their own ways. Of what was made an
+    ``image`` it may shrink as it will: mkfs.erofs makes holes of blocks that are all zero."""
     assert set(ignore) <= set(FACTS), ignore
     lines = []
     for path in sorted(before.keys() | after.keys()):
         was, now = before.get(path), after.get(path)
         if (path == ROOT and not root) or (not sockets and "socket" in {kind_of(was), kind_of(now)}):
             continue
-        lines += [f"{shown_path(path)}: {text}" for text in compared(was, now, ignore)]
+        lines += [f"{shown_path(path)}: {text}" for text in compared(was, now, ignore, image=image)]
     return lines
 
 
@@ -226,20 +239,21 @@ def kind_of(entry: Record | None) -> str | None:
     return entry and entry.kind
 
 
-def compared(was: Record | None, now: Record | None, ignore: Collection[str]) -> Iterator[str]:
+def compared(was: Record | None, now: Record | None, ignore: Collection[str], *, image: bool) -> Iterator[str]:
     if was is None or now is None:
         yield "new" if was is None else "gone"
         return
     # Between entries of two kinds nothing else is worth a word.
     for fact in FACTS if was.kind == now.kind else ("kind",):
         old, new = getattr(was, fact), getattr(now, fact)
-        if fact in ignore or old == new or (fact == "allocated" and is_alike(old, new)):
+        if fact in ignore or old == new or (fact == "allocated" and is_alike(old, new, image=image)):
             continue
         yield from compared_xattrs(old, new) if fact == "xattrs" else [f"{fact}: {shown(fact, old, new)}"]
 
 
-def is_alike(old: int, new: int) -> bool:
-    return max(old, new) <= 2 * min(old, new) + ALLOCATION_SLACK
+def is_alike(old: int, new: int, *, image: bool = False) -> bool:
+    least = old if image else min(old, new)
+    return max(old, new) <= 2 * least + ALLOCATION_SLACK
 
 
 def compared_xattrs(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> Iterator[str]:

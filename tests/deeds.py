@@ -245,7 +245,7 @@ def plant(ground: Ground, place: Place) -> int:
     return fd
 
 
-@deed()
+@deed(needs="deep")
 def make_deep_chain(ground: Ground) -> None:
     """Its path is longer than the kernel takes one."""
     fd, name = ground.vacancy()

@@ -1,10 +1,14 @@
-"""Deeds that change what an entry is marked with: modes, owners, times, extended attributes, flags."""
+"""Deeds that change what an entry is marked with: modes, owners, times, extended attributes, flags.
+
+There may be no space for an attribute: ext4 has a block for all those of an entry. And overlayfs asks the file system
+of a lower layer whether it can change access lists, before it copies the entry up: EROFS can't.
+"""
 
 from __future__ import annotations
 
 import os
 import struct
-from errno import ENOSPC
+from errno import ENOSPC, EOPNOTSUPP
 
 import ground as g
 from deeds import deed
@@ -53,7 +57,7 @@ def set_big_user_xattr(ground: Ground) -> None:
     g.set_xattr(ground.entry(g.FILE, g.FOLDER), "user.big", ground.bytes(ground.pick(1000, 3000)))
 
 
-@deed()
+@deed(EOPNOTSUPP)
 def remove_xattr(ground: Ground) -> None:
     places = (ground.entry(*g.ANY) for _ in range(g.TRIES))
     place, there = next(((place, there) for place in places if (there := g.list_xattrs(place))), (None, []))
@@ -79,12 +83,12 @@ def set_capability(ground: Ground) -> None:
     g.set_xattr(ground.file(), "security.capability", struct.pack("<5I", 0x0200_0001, 1 << ground.number(30), 0, 0, 0))
 
 
-@deed(ENOSPC)
+@deed(ENOSPC, EOPNOTSUPP)
 def set_acl(ground: Ground) -> None:
     g.set_xattr(ground.entry(g.FILE, g.FOLDER), "system.posix_acl_access", acl(ground))
 
 
-@deed(ENOSPC)
+@deed(ENOSPC, EOPNOTSUPP)
 def set_default_acl(ground: Ground) -> None:
     g.set_xattr(ground.folder(), "system.posix_acl_default", acl(ground))
 

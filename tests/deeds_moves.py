@@ -1,4 +1,7 @@
-"""Deeds that take something away, put something else in its place, or give it another name."""
+"""Deeds that take something away, put something else in its place, or give it another name.
+
+EXDEV is no wonder where a directory of a lower layer moves: overlayfs notes where it came from, in at most 256 bytes.
+"""
 
 from __future__ import annotations
 

@@ -38,14 +38,16 @@ def grow(
     trusted: bool = False,
     overlaid: bool = False,
     flags: bool = False,
+    deep: bool = True,
 ) -> Counter[str]:
     """Do random deeds below ``top``, a directory or a descriptor of one; how often each deed was done.
 
     ``id_max`` is the largest id of users and groups: 65535 in a user namespace of 65536 ids. The rest allows what not
     every job can do: device nodes, `trusted.*` attributes, those of overlays (``overlaid``: only where ``top`` is an
     overlay, for elsewhere they would mean something), and the flags immutable and append-only, after which deeds may
-    fail. A deed that fails as it may has perhaps been done in part."""
-    allowed = {"": True, "devices": devices, "trusted": trusted, "overlaid": overlaid, "flags": flags}
+    fail. Without ``deep`` no paths are made that are longer than PATH_MAX, which no image can hold. A deed that fails
+    as it may has perhaps been done in part."""
+    allowed = {"": True, "devices": devices, "trusted": trusted, "overlaid": overlaid, "flags": flags, "deep": deep}
     table = [name for name, deed in DEEDS.items() if allowed[deed.needs]]
     weights = [DEEDS[name].weight for name in table]
     excused = {EPERM} if flags else set()

@@ -336,5 +336,25 @@ def test_allocation_may_differ_a_little(old: int, new: int, alike: bool) -> None
     assert census.is_alike(old, new) == census.is_alike(new, old) == alike
 
 
+def test_an_image_may_have_less_of_a_file(tree: Path) -> None:
+    before = census.take(tree)
+    punch(tree)
+    still(tree)
+    after = census.take(tree)
+    assert not census.differences(before, after, image=True)
+    assert census.differences(after, before, image=True) == ["zeros: allocated: 0 -> 300000"]
+
+
+@pytest.mark.root
+def test_whiteouts_have_no_links(tree: Path) -> None:
+    for name in ("white", "out"):
+        os.mknod(tree / name, stat.S_IFCHR)
+    still(tree)
+    before = census.take(tree)
+    become("out", lambda path: os.link(tree / "white", path))(tree)
+    still(tree)
+    assert_told(before, tree, [])
+
+
 def test_names_too_long_for_a_line_are_shortened() -> None:
     assert len(census.shown_path(b"n\xff" * 3000)) < 90

@@ -1,7 +1,9 @@
 """Random trees: every deed gets done, a seed does the same again, and layers of an overlay show what they were left as.
 
 Of three rounds on a base, each writes an upper of its own over those before it. At the beginning of the next all that
-the last one left must be there, that is through an overlay which has them all as lower layers.
+the last one left must be there, that is through an overlay which has them all as lower layers. No rule excuses
+anything: the top's own attributes are there too, for the engine copies them; and hard links of a lower layer split when
+a job writes to one of them, so that they have split before the layer is left.
 """
 
 from __future__ import annotations
@@ -85,11 +87,11 @@ def test_every_deed_is_done_on_an_overlay(ground: Path) -> None:
 
 @pytest.mark.root
 def test_deeds_that_are_not_allowed_are_not_done(ground: Path) -> None:
-    done = sum((forest.grow(ground, seed, id_max=65_535) for seed in range(4)), Counter[str]())
+    done = sum((forest.grow(ground, seed, id_max=65_535, deep=False) for seed in range(4)), Counter[str]())
     assert {name for name in done if forest.DEEDS[name].needs} == set()
     taken = census.take(ground)
     assert max(max(entry.uid, entry.gid) for entry in taken.values()) <= 65_535
-    assert not [path for path, entry in taken.items() if entry.kind.endswith("device")]
+    assert not [path for path, entry in taken.items() if entry.kind.endswith("device") or len(path) > 4096]
 
 
 @pytest.mark.root
@@ -140,7 +142,7 @@ def oddities(path: bytes, entry: census.Record) -> set[str]:
         "hole": entry.kind == "file" and entry.allocated < entry.size,
         "negative time": entry.mtime < 0,
         "nanoseconds": entry.mtime % 1000 > 0,
-        "far future": entry.mtime > 1 << 62,
+        "far future": entry.mtime > 1 << 61,
         "large id": entry.uid > 65_535,
         "mode of 12 bits": entry.mode & 0o7000 == 0o7000,
         "large attribute": any(len(value) >= 3000 for value in entry.xattrs.values()),
