@@ -311,7 +311,7 @@ def test_a_base_is_built_again_while_it_is_removed(
     )
 
     def begin() -> None:
-        meanwhile(monkeypatch, "engine.lifecycle.bases._placed", placing.set)
+        meanwhile(monkeypatch, "engine.lifecycle.images.placed", placing.set)
         build.start()
         assert placing.wait(30)
 
