@@ -97,6 +97,7 @@ DENIALS = (
     "namespaces",
     "fanotify",
     "memfd_secret",
+    "devices",
 )
 """What ``JobSpec.allow`` may name: groups of system calls that jobs are denied; ``allow`` in native/protocol.h."""
 

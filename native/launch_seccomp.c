@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/personality.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 static const unsigned namespace_flags[] = {CLONE_NEWNS,   CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC,
@@ -126,12 +127,33 @@ static int namespaces_deny(struct launch *launch) {
     return added;
 }
 
+/* In the host's user namespace a node would be the host's device; a whiteout, of number 0, is nobody's. */
+static int node_deny(struct launch *launch, int call, unsigned mode, unsigned type) {
+    const struct scmp_arg_cmp match[] = {{mode, SCMP_CMP_MASKED_EQ, S_IFMT, type}, {mode + 1, SCMP_CMP_NE, 0, 0}};
+    return seccomp_rule_add_array(launch->filter, SCMP_ACT_ERRNO(EPERM), call, 2, match);
+}
+
+static int devices_deny(struct launch *launch) {
+    static const unsigned types[] = {S_IFBLK, S_IFCHR};
+    int added = 0;
+    if (lifted(launch, GROUP_DEVICES))
+        return 0;
+    for (size_t i = 0; i < sizeof types / sizeof *types && added >= 0; i++) {
+        added = node_deny(launch, SCMP_SYS(mknod), 1, types[i]);
+        if (added >= 0)
+            added = node_deny(launch, SCMP_SYS(mknodat), 2, types[i]);
+    }
+    return added;
+}
+
 static int arguments_deny(struct launch *launch) {
     int added = bits_deny(launch, SCMP_SYS(ioctl), 1, UINT32_MAX, TIOCSTI, EPERM);
     if (added >= 0)
         added = bits_deny(launch, SCMP_SYS(ioctl), 1, UINT32_MAX, TIOCLINUX, EPERM);
     if (added >= 0) /* vsock knows no network namespaces: it would reach the host from any job */
         added = bits_deny(launch, SCMP_SYS(socket), 0, UINT32_MAX, AF_VSOCK, EAFNOSUPPORT);
+    if (added >= 0)
+        added = devices_deny(launch);
     return added < 0 ? added : namespaces_deny(launch);
 }
 

@@ -196,6 +196,7 @@ static int parse_allow(struct spec *spec, const struct pair *pair) {
         [GROUP_NAMESPACES] = "namespaces",
         [GROUP_FANOTIFY] = "fanotify",
         [GROUP_MEMFD_SECRET] = "memfd_secret",
+        [GROUP_DEVICES] = "devices",
     };
     for (int group = GROUP_ALWAYS + 1; group < GROUP_COUNT; group++)
         if (!strcmp(pair->key, names[group])) {

@@ -28,6 +28,7 @@ enum call_group {
     GROUP_NAMESPACES,
     GROUP_FANOTIFY,
     GROUP_MEMFD_SECRET,
+    GROUP_DEVICES,
     GROUP_COUNT,
 };
 

@@ -28,7 +28,7 @@
  *   rlimit=NAME:SOFT:HARD    NAME as in prlimit(1) (nofile, nproc, core, memlock, stack ...); numbers or `unlimited`
  *   shm=BYTES                size of /dev/shm (default 64 MiB)
  *   allow=GROUP              lift a seccomp denial: io_uring, landlock, userfaultfd, perf, bpf, keyring, namespaces,
- *                            fanotify, memfd_secret (repeated)
+ *                            fanotify, memfd_secret, devices (repeated)
  *   write=PATH=CONTENT       after pivot_root, as the job's root: make PATH a regular file with that content, unless
  *                            it is one already (repeated); missing parent directories are made, mode 0755, file 0644
  *   init=N:PATH              copy the program behind descriptor N to PATH in the job unless it is there, then execute it

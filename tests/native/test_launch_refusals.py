@@ -254,6 +254,20 @@ def test_denials_by_argument(place: Place, launcher: Path) -> None:
 
 
 @on_x86_64
+def test_device_nodes_are_denied(place: Place, launcher: Path) -> None:
+    """In the host's user namespace a job could else make, and open, any of the host's disks."""
+    nodes = ["133 0 0x6180 0x801", "133 0 0x2180 0x101", "259 -100 0 0x6180 0x801", "259 -100 0 0x2180 0x101"]
+    nodes += ["133 0 0x100006180 0x801", "133 0 0x6180 0x100000801"]
+    done = place.launch(launcher, [f"call {node}" for node in nodes])
+    assert done.answers == [str(-errno.EPERM)] * len(nodes)
+    # A whiteout, and a fifo: the kernel looks at the path, which is none.
+    done = place.launch(launcher, ["call 133 0 0x2180 0", "call 133 0 0x1180 0", "call 259 -100 0 0x2180 0"])
+    assert done.answers == [str(-errno.EFAULT)] * 3
+    done = place.launch(launcher, [f"call {nodes[0]}"], more=[("allow", "devices")])
+    assert done.answers == [str(-errno.EFAULT)]
+
+
+@on_x86_64
 def test_other_architectures_are_no_way_around(place: Place, launcher: Path) -> None:
     x32 = 0x40000000
     asked = [f"call {x32 + 39}", f"call {x32 + 165}{ONES}"]
