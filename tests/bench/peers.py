@@ -1,0 +1,194 @@
+"""Podman, runc and tar + lz4, as they are driven: each with storage of its own, which is gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bench.measure import Sample, timed
+from bench.workloads import JOB, hold
+from engine import tools
+
+IMAGE = "localhost/serac-bench"
+NAME = "serac-bench"
+LIMITS = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")
+"""without CAP_SYS_RESOURCE podman can't raise its own"""
+
+
+def missing(*programs: str) -> list[str]:
+    return [name for name in programs if shutil.which(name, path=_environment()["PATH"]) is None]
+
+
+def _environment() -> dict[str, str]:
+    """criu as serac uses it comes first."""
+    criu = os.fspath(tools.find("criu").path.parent)
+    return {**os.environ, "PATH": os.pathsep.join([criu, os.environ["PATH"], "/usr/sbin", "/sbin"])}
+
+
+def _run(*words: str | Path) -> str:
+    done = subprocess.run(words, env=_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, words))}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+class Podman:
+    """A container that is checkpointed to a file and restored from it, processes and files, as `podman` does it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._archive = directory / "checkpoint.tar"
+
+    def start(self, *, megabytes: int) -> None:
+        """The same job on the same root filesystem, with so many megabytes written."""
+        words = ("--detach", "--name", NAME, "--network", "none", "--runtime", "runc", *LIMITS)
+        self._podman("run", *words, IMAGE, *hold())
+        if megabytes:
+            self._podman("exec", NAME, JOB, "write", "/big", str(megabytes << 20))
+
+    def pause(self) -> Mapping[str, Sample]:
+        words = ("--export", os.fspath(self._archive), "--compress", "none", NAME)
+        ms, _ = timed(lambda: self._podman("container", "checkpoint", *words))
+        self.remove()
+        return {"pause": Sample(ms)}
+
+    def resume(self) -> Mapping[str, Sample]:
+        ms, _ = timed(
+            lambda: self._podman("container", "restore", "--import", os.fspath(self._archive), "--name", NAME)
+        )
+        self._archive.unlink()
+        return {"resume": Sample(ms)}
+
+    def remove(self) -> None:
+        self._podman("rm", "--all", "--force", "--time", "0")
+
+    def _podman(self, *words: str) -> str:
+        places = [f"--{key}={self._directory / name}" for key, name in _PLACES]
+        settings = ["--storage-driver=overlay", "--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime=runc"]
+        return _run("podman", *places, *settings, *words)
+
+    def fetch(self, tree: Path) -> None:
+        _run("tar", "-C", tree, "-cf", self._directory / "tree.tar", ".")
+        self._podman("import", "--quiet", os.fspath(self._directory / "tree.tar"), IMAGE)
+
+    def clear(self) -> None:
+        self.remove()
+        self._podman("rmi", "--all", "--force")
+
+
+_PLACES = (("root", "root"), ("runroot", "run"), ("tmpdir", "tmp"))
+
+
+@contextlib.contextmanager
+def podman(directory: Path, tree: Path) -> Iterator[Podman]:
+    place = directory / "podman"
+    place.mkdir()
+    peer = Podman(place)
+    try:
+        peer.fetch(tree)
+        yield peer
+    finally:
+        peer.clear()
+        _unmount_below(place)
+        shutil.rmtree(place)
+
+
+def _unmount_below(directory: Path) -> None:
+    """podman binds its storage onto itself."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for target in reversed(mounts):
+        if Path(target).is_relative_to(directory):
+            subprocess.run(["umount", target], check=True)
+
+
+class Runc:
+    """A container of runc's alone: processes only, its root filesystem stays a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._bundle = directory
+        self._images = directory / "images"
+
+    def start(self) -> None:
+        self._runc("run", "--detach", "--bundle", os.fspath(self._bundle), NAME)
+
+    def pause(self) -> Mapping[str, Sample]:
+        words = ("--image-path", os.fspath(self._images), "--work-path", os.fspath(self._bundle / "work"))
+        ms, _ = timed(lambda: self._runc("checkpoint", *words, NAME))
+        return {"pause": Sample(ms)}
+
+    def resume(self) -> Mapping[str, Sample]:
+        words = ("--image-path", os.fspath(self._images), "--work-path", os.fspath(self._bundle / "work"))
+        command = ("restore", "--detach", *words, "--bundle", os.fspath(self._bundle), NAME)
+        ms, _ = timed(lambda: self._runc(*command))
+        shutil.rmtree(self._images)
+        return {"resume": Sample(ms)}
+
+    def remove(self) -> None:
+        self._runc("delete", "--force", NAME)
+
+    def _runc(self, *words: str) -> None:
+        command = ["runc", "--root", os.fspath(self._bundle / "state"), *words]
+        # What is detached keeps these open, so that they may not be pipes.
+        done = subprocess.run(
+            command, env=_environment(), check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: status {done.returncode}")
+
+    def prepare(self, tree: Path) -> None:
+        shutil.copytree(tree, self._bundle / "rootfs", symlinks=True)
+        _run("runc", "spec", "--bundle", self._bundle)
+        file = self._bundle / "config.json"
+        config = json.loads(file.read_text())
+        config["process"] |= {"terminal": False, "args": list(hold()), "rlimits": []}
+        config["root"]["readonly"] = False
+        file.write_text(json.dumps(config))
+
+
+@contextlib.contextmanager
+def runc(directory: Path, tree: Path) -> Iterator[Runc]:
+    place = directory / "runc"
+    place.mkdir()
+    peer = Runc(place)
+    try:
+        peer.prepare(tree)
+        peer.start()
+        yield peer
+    finally:
+        peer.remove()
+        shutil.rmtree(place)
+
+
+class Tar:
+    """An upper that is packed with tar and lz4, and unpacked again: what keeping a project in an archive takes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._archive = directory / "upper.tar.lz4"
+        self._target = directory / "unpacked"
+
+    def pause(self, upper: Path) -> Mapping[str, Sample]:
+        ms, _ = timed(lambda: _pipe(["tar", "-C", upper, "-cf", "-", "."], ["lz4", "-q", "-f", "-", self._archive]))
+        return {"pause": Sample(ms)}
+
+    def resume(self) -> Mapping[str, Sample]:
+        self._target.mkdir()
+        words = ["tar", "-C", self._target, "-xf", "-"]
+        ms, _ = timed(lambda: _pipe(["lz4", "-q", "-d", "-c", self._archive], words))
+        self.remove()
+        return {"resume": Sample(ms)}
+
+    def remove(self) -> None:
+        self._archive.unlink(missing_ok=True)
+        shutil.rmtree(self._target, ignore_errors=not self._target.exists())
+
+
+def _pipe(source: list[str | Path], target: list[str | Path]) -> None:
+    with subprocess.Popen(source, stdout=subprocess.PIPE) as reading:
+        subprocess.run(target, stdin=reading.stdout, check=True)
+    if reading.returncode:
+        raise RuntimeError(f"{source[0]} ended with status {reading.returncode}")
