@@ -6,16 +6,14 @@ import argparse
 import contextlib
 import fcntl
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import leftovers
 
-from bench import hostfacts, place, plots, report
+from bench import hostfacts, interrupts, place, report
 from bench.measure import Outcome
 from bench.plan import FULL, QUICK
 from bench.scenarios import SCENARIOS, SLOW, Scenario
@@ -33,13 +31,15 @@ def main() -> int:
         return 1
     names = args.only or [name for name in SCENARIOS if not args.quick or name not in SLOW]
     output = args.output or (UNFINISHED if args.quick or args.only else RESULTS)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _end)
+    interrupts.install()
     with place.made(QUICK if args.quick else FULL) as where:
         host = hostfacts.facts(where.directory)
-        outcomes = [_measured(name, SCENARIOS[name], where) for name in names]
-    host["load after"] = hostfacts.load()
-    _publish(report.Report(host=host, outcomes=outcomes), output)
+        found = report.Report(host=host, outcomes=[])
+        for name in names:
+            found.outcomes.append(_measured(name, SCENARIOS[name], where))
+            host["load after"] = hostfacts.load()
+            report.write(found, output)  # what there is, for the next one may fail
+    _publish(found, output)
     return 0
 
 
@@ -53,13 +53,6 @@ def _arguments() -> argparse.Namespace:
         help="directory for JSON, Markdown and plots; default: tests/bench/results, of a part build/bench",
     )
     return parser.parse_args()
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """Once: what comes after that doesn't disturb the cleaning up."""
-    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(other, signal.SIG_IGN)
-    raise SystemExit(128 + number)
 
 
 def _measured(name: str, scenario: Scenario, where: place.Place) -> Outcome:
@@ -83,7 +76,8 @@ def _alone() -> Iterator[None]:
 
 
 def _publish(found: report.Report, output: Path) -> None:
-    report.write(found, output)
+    from bench import plots  # matplotlib is slow to come, and only `scripts/setup --bench` installs it
+
     drawn = plots.draw(found, output)
     print("\n== what has to hold")
     for outcome in found.outcomes:

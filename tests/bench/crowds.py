@@ -18,6 +18,9 @@ from engine import Engine
 from engine.model import JobState
 
 MEGABYTES = 5
+LOOKS = 5
+BETWEEN = 0.3
+"""seconds"""
 
 
 class Fork(NamedTuple):
@@ -86,13 +89,17 @@ def paused(place: Place) -> Outcome:
         first = Subject(engine, "among", megabytes=MEGABYTES)
         first.pause("process")
         _rounds(outcome, place, first, others=0)
-        before, free = leftovers.count(), _available()
-        for number in range(count):
-            subject = Subject(engine, f"paused-{number}", megabytes=MEGABYTES)
+        before = leftovers.count()
+        crowd = [Subject(engine, f"paused-{number}", megabytes=MEGABYTES) for number in range(count)]
+        for number, subject in enumerate(crowd):
             outcome.add_all("serac", subject.pause("process"), others=number // 25 * 25)
         difference = leftovers.difference(before, leftovers.settled(before))
-        _held(outcome, difference, free - _available(), count)
+        while_paused = _available()
         _rounds(outcome, place, first, others=count)
+        for subject in crowd:
+            subject.remove()
+        leftovers.settled(before)
+        _held(outcome, difference, _available() - while_paused, count)
     grown = outcome.p50("serac", "resume", others=count) / outcome.p50("serac", "resume", others=0)
     outcome.budget(f"resume with {count} other paused jobs against none", grown, 1.2)
     return outcome
@@ -105,7 +112,7 @@ def _rounds(outcome: Outcome, place: Place, subject: Subject, *, others: int) ->
 
 
 def _held(outcome: Outcome, difference: list[str], kilobytes: int, count: int) -> None:
-    """Counted from outside, by the words of /proc, /sys and the kernel's own tools."""
+    """Counted from outside, by /proc, /sys and the kernel's own tools."""
     outcome.budget(f"processes, control groups, mounts, namespaces, .. of {count} jobs", len(difference), 0, unit="")
     outcome.notes += difference
     megabytes = kilobytes / 1024
@@ -114,7 +121,13 @@ def _held(outcome: Outcome, difference: list[str], kilobytes: int, count: int) -
 
 
 def _available() -> int:
-    """Kilobytes of memory that the host could have, when all that can be read again is forgotten."""
+    """Kilobytes of memory that the host has left, when all that can be read again is forgotten: the most of several
+    looks, for the kernel takes apart in the background, and others want memory too."""
+    return max(_look() for _ in range(LOOKS))
+
+
+def _look() -> int:
     cold()
+    time.sleep(BETWEEN)
     lines: Mapping[str, str] = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     return int(lines["MemAvailable"].split()[0])

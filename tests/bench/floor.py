@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bench import interrupts
 from bench.measure import Sample
 from bench.serac import Subject
 from bench.workloads import JOB, awake
@@ -71,12 +72,13 @@ class Floor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._group.exists():
-            group = cgroup.Group(path=os.fspath(self._group))
-            cgroup.kill(group, timeout=60)
-            cgroup.remove(group)
-        self._clear()
-        shutil.rmtree(self._work)
+        with interrupts.put_off():
+            if self._group.exists():
+                group = cgroup.Group(path=os.fspath(self._group))
+                cgroup.kill(group, timeout=60)
+                cgroup.remove(group)
+            self._clear()
+            shutil.rmtree(self._work)
 
     def restore(self) -> Mapping[str, Sample]:
         """By verb, as `Subject.resume` has them; the processes run when criu has ended."""

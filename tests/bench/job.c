@@ -156,7 +156,8 @@ int main(int count, char **words) {
     } else if (count > 3 && !strcmp(verb, "files")) {
         write_files(words[2], atol(words[3]));
     } else {
-        fputs("usage: job hold MEGABYTES PROCESSES [FILE] | answer | write FILE BYTES | files DIRECTORY COUNT\n", stderr);
+        fputs("usage: job hold MEGABYTES PROCESSES [FILE] | answer | write FILE BYTES | files DIRECTORY COUNT\n",
+              stderr);
         return 2;
     }
     return 0;

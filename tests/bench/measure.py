@@ -64,8 +64,8 @@ class Budget(msgspec.Struct, kw_only=True):
     """A figure that has to hold."""
 
     text: str
-    value: float
-    limit: float
+    value: float | int
+    limit: float | int
     unit: str = "x"
     least: bool = False
     """the limit is the lowest that will do, not the highest"""
@@ -75,14 +75,22 @@ class Budget(msgspec.Struct, kw_only=True):
         return self.value >= self.limit if self.least else self.value <= self.limit
 
     @property
+    def measured(self) -> str:
+        return f"{figure(self.value)} {self.unit}".strip()
+
+    @property
+    def wanted(self) -> str:
+        return f"{'>=' if self.least else '<='} {figure(self.limit)} {self.unit}".strip()
+
+    @property
     def verdict(self) -> str:
-        sign = ">=" if self.least else "<="
-        word = "held" if self.held else "MISSED"
-        return f"{word}: {self.text}: {figure(self.value)} {self.unit} (wanted {sign} {figure(self.limit)} {self.unit})"
+        return f"{'held' if self.held else 'MISSED'}: {self.text}: {self.measured} (wanted {self.wanted})"
 
 
 def figure(value: float) -> str:
-    """Three digits are what such a measurement is good for."""
+    """Three digits are what such a measurement is good for; a count is a whole number."""
+    if isinstance(value, int):
+        return str(value)
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:.{digits}f}"
 

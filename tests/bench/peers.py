@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bench import interrupts
 from bench.measure import Sample, timed
 from bench.workloads import JOB, hold
 from engine import tools
@@ -93,9 +94,10 @@ def podman(directory: Path, tree: Path) -> Iterator[Podman]:
         peer.fetch(tree)
         yield peer
     finally:
-        peer.clear()
-        _unmount_below(place)
-        shutil.rmtree(place)
+        with interrupts.put_off():
+            peer.clear()
+            _unmount_below(place)
+            shutil.rmtree(place)
 
 
 def _unmount_below(directory: Path) -> None:
@@ -160,8 +162,9 @@ def runc(directory: Path, tree: Path) -> Iterator[Runc]:
         peer.start()
         yield peer
     finally:
-        peer.remove()
-        shutil.rmtree(place)
+        with interrupts.put_off():
+            peer.remove()
+            shutil.rmtree(place)
 
 
 class Tar:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import serac, workloads
+from bench import interrupts, serac, workloads
 from bench.plan import Plan
 from engine import Engine
 
@@ -33,8 +33,10 @@ class Place(NamedTuple):
 
 @contextlib.contextmanager
 def made(plan: Plan) -> Iterator[Place]:
-    with contextlib.ExitStack() as stack:
-        directory = Path(tempfile.mkdtemp(prefix="serac-bench-", dir="/var/tmp"))
-        stack.callback(shutil.rmtree, directory)
+    directory = Path(tempfile.mkdtemp(prefix="serac-bench-", dir="/var/tmp"))
+    try:
         floor, job = (workloads.compiled(name, directory) for name in ("floor", "job"))
         yield Place(directory, floor, job, workloads.small_tree(directory, job), plan)
+    finally:
+        with interrupts.put_off():
+            shutil.rmtree(directory)

@@ -55,8 +55,8 @@ def budgets(outcomes: Sequence[Outcome]) -> Iterator[str]:
         [
             outcome.name,
             budget.text,
-            f"{figure(budget.value)} {budget.unit}".strip(),
-            f"{'>=' if budget.least else '<='} {figure(budget.limit)} {budget.unit}".strip(),
+            budget.measured,
+            budget.wanted,
             "held" if budget.held else "**missed**",
         ]
         for outcome in outcomes

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from roots import empty
 
+from bench import interrupts
 from bench.measure import Sample, timed
 from bench.workloads import JOB, Awake, awake, hold
 from engine import Engine, JobSpec, SessionSpec
@@ -33,9 +34,11 @@ def opened(directory: Path, tree: Path) -> Iterator[Engine]:
                 engine.base_build(BASE, DirSource(path=tree))
                 yield engine
             finally:
-                empty(engine)
+                with interrupts.put_off():
+                    empty(engine)
     finally:
-        shutil.rmtree(root)
+        with interrupts.put_off():
+            shutil.rmtree(root)
 
 
 class Subject:
