@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from bench.measure import Outcome, Sample, timed
-from bench.peers import Podman, Runc, Tar, missing, podman, runc
+from bench.peers import PeerFailed, Podman, Runc, Tar, missing, podman, runc
 from bench.place import Place
 from bench.serac import Subject
 from bench.verbs import COMMAND
@@ -38,9 +38,12 @@ def peers(place: Place) -> Outcome:
 
 
 def _processes_alone(outcome: Outcome, place: Place, peer: Runc) -> None:
-    for _ in range(place.plan.rounds):
-        outcome.add_all("runc", peer.pause(), megabytes=0)
-        outcome.add_all("runc", peer.resume(), megabytes=0)
+    try:
+        for _ in range(place.plan.rounds):
+            outcome.add_all("runc", peer.pause(), megabytes=0)
+            outcome.add_all("runc", peer.resume(), megabytes=0)
+    except PeerFailed as error:
+        outcome.notes.append(f"runc has failed, and was measured no further: {error}")
 
 
 def _with_diff(outcome: Outcome, place: Place, megabytes: int) -> None:
@@ -54,22 +57,32 @@ def _with_diff(outcome: Outcome, place: Place, megabytes: int) -> None:
             rival.start(megabytes=megabytes)
         packer = None if missing("lz4") or not megabytes else Tar(place.directory)
         for _ in range(place.plan.rounds if megabytes < 100 else place.plan.few):
-            _turn(outcome, subject, rival, packer, megabytes)
+            _own_turn(outcome, subject, megabytes)
+            if packer is not None:
+                outcome.add_all("tar+lz4", packer.pause(_upper(subject)), megabytes=megabytes)
+                outcome.add_all("tar+lz4", packer.resume(), megabytes=megabytes)
+            if rival is not None and not _rivals_turn(outcome, rival, megabytes):
+                rival = None
 
 
-def _turn(outcome: Outcome, subject: Subject, rival: Podman | None, packer: Tar | None, megabytes: int) -> None:
+def _own_turn(outcome: Outcome, subject: Subject, megabytes: int) -> None:
     outcome.add_all("serac", subject.resume(), megabytes=megabytes)
     outcome.add_all("serac", subject.pause("process"), megabytes=megabytes)
     ms, _ = timed(lambda: _command(subject, "resume"))
     outcome.add("serac, the command", "resume", Sample(ms), megabytes=megabytes)
     ms, _ = timed(lambda: _command(subject, "pause", "--mode", "process"))
     outcome.add("serac, the command", "pause", Sample(ms), megabytes=megabytes)
-    if rival is not None:
+
+
+def _rivals_turn(outcome: Outcome, rival: Podman, megabytes: int) -> bool:
+    """Whether another one can follow."""
+    try:
         outcome.add_all("podman", rival.pause(), megabytes=megabytes)
         outcome.add_all("podman", rival.resume(), megabytes=megabytes)
-    if packer is not None:
-        outcome.add_all("tar+lz4", packer.pause(_upper(subject)), megabytes=megabytes)
-        outcome.add_all("tar+lz4", packer.resume(), megabytes=megabytes)
+    except PeerFailed as error:
+        outcome.notes.append(f"podman, {megabytes} MB: has failed, and was measured no further: {error}")
+        return False
+    return True
 
 
 def _command(subject: Subject, verb: str, *words: str) -> None:

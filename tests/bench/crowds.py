@@ -21,6 +21,8 @@ MEGABYTES = 5
 LOOKS = 5
 BETWEEN = 0.3
 """seconds"""
+TAKEN = ("AnonPages", "Shmem", "SUnreclaim", "KernelStack", "PageTables", "Percpu")
+"""of /proc/meminfo"""
 
 
 class Fork(NamedTuple):
@@ -94,12 +96,12 @@ def paused(place: Place) -> Outcome:
         for number, subject in enumerate(crowd):
             outcome.add_all("serac", subject.pause("process"), others=number // 25 * 25)
         difference = leftovers.difference(before, leftovers.settled(before))
-        while_paused = _available()
+        while_paused = _taken()
         _rounds(outcome, place, first, others=count)
         for subject in crowd:
             subject.remove()
         leftovers.settled(before)
-        _held(outcome, difference, _available() - while_paused, count)
+        _held(outcome, difference, while_paused - _taken(), count)
     grown = outcome.p50("serac", "resume", others=count) / outcome.p50("serac", "resume", others=0)
     outcome.budget(f"resume with {count} other paused jobs against none", grown, 1.2)
     return outcome
@@ -120,14 +122,14 @@ def _held(outcome: Outcome, difference: list[str], kilobytes: int, count: int) -
     outcome.budget(text, megabytes, max(MEGABYTES, count * MEGABYTES * 0.02), unit="MB")
 
 
-def _available() -> int:
-    """Kilobytes of memory that the host has left, when all that can be read again is forgotten: the most of several
-    looks, for the kernel takes apart in the background, and others want memory too."""
-    return max(_look() for _ in range(LOOKS))
+def _taken() -> int:
+    """Kilobytes of memory that the kernel couldn't take back if it had to: the least of several looks, for it takes
+    apart in the background, and others want memory too."""
+    return min(_look() for _ in range(LOOKS))
 
 
 def _look() -> int:
     cold()
     time.sleep(BETWEEN)
     lines: Mapping[str, str] = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0])
+    return sum(int(lines[name].split()[0]) for name in TAKEN)

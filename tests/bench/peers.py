@@ -7,16 +7,19 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bench import interrupts
 from bench.measure import Sample, timed
-from bench.workloads import JOB, hold
+from bench.workloads import JOB, Awake, awake, hold
 from engine import tools
 
 IMAGE = "localhost/serac-bench"
 NAME = "serac-bench"
+WOKE = "/woke"
+"""where the job says that it lives"""
 LIMITS = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")
 """without CAP_SYS_RESOURCE podman can't raise its own"""
 
@@ -31,10 +34,15 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": os.pathsep.join([criu, os.environ["PATH"], "/usr/sbin", "/sbin"])}
 
 
+class PeerFailed(Exception):
+    """A peer could not do what it was asked for."""
+
+
 def _run(*words: str | Path) -> str:
     done = subprocess.run(words, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, words))}\n{done.stderr[-2000:]}")
+        last = (done.stderr.strip().splitlines() or ["no word why"])[-1]
+        raise PeerFailed(f"{words[0]} {words[-1]}: status {done.returncode}: {last}")
     return done.stdout
 
 
@@ -48,9 +56,15 @@ class Podman:
     def start(self, *, megabytes: int) -> None:
         """The same job on the same root filesystem, with so many megabytes written."""
         words = ("--detach", "--name", NAME, "--network", "none", "--runtime", "runc", *LIMITS)
-        self._podman("run", *words, IMAGE, *hold())
+        self._podman("run", *words, IMAGE, *hold(woke=WOKE))
+        self._lives()
         if megabytes:
             self._podman("exec", NAME, JOB, "write", "/big", str(megabytes << 20))
+
+    def _lives(self) -> Awake:
+        """Wait until the job has said so, and take its word away."""
+        script = f"until test -e {WOKE}; do sleep 0.01; done; cat {WOKE}; rm {WOKE}"
+        return Awake.read(self._podman("exec", NAME, "/bin/sh", "-c", script))
 
     def pause(self) -> Mapping[str, Sample]:
         words = ("--export", os.fspath(self._archive), "--compress", "none", NAME)
@@ -59,11 +73,11 @@ class Podman:
         return {"pause": Sample(ms)}
 
     def resume(self) -> Mapping[str, Sample]:
-        ms, _ = timed(
-            lambda: self._podman("container", "restore", "--import", os.fspath(self._archive), "--name", NAME)
-        )
+        words = ("--import", os.fspath(self._archive), "--name", NAME)
+        began = time.time_ns()
+        ms, _ = timed(lambda: self._podman("container", "restore", *words))
         self._archive.unlink()
-        return {"resume": Sample(ms)}
+        return {"resume": Sample(ms), "first instruction": Sample((self._lives().first - began) / 1e6)}
 
     def remove(self) -> None:
         self._podman("rm", "--all", "--force", "--time", "0")
@@ -114,9 +128,11 @@ class Runc:
     def __init__(self, directory: Path) -> None:
         self._bundle = directory
         self._images = directory / "images"
+        self._woke = directory / f"rootfs{WOKE}"
 
     def start(self) -> None:
         self._runc("run", "--detach", "--bundle", os.fspath(self._bundle), NAME)
+        awake(self._woke)
 
     def pause(self) -> Mapping[str, Sample]:
         words = ("--image-path", os.fspath(self._images), "--work-path", os.fspath(self._bundle / "work"))
@@ -126,9 +142,11 @@ class Runc:
     def resume(self) -> Mapping[str, Sample]:
         words = ("--image-path", os.fspath(self._images), "--work-path", os.fspath(self._bundle / "work"))
         command = ("restore", "--detach", *words, "--bundle", os.fspath(self._bundle), NAME)
+        self._woke.unlink()
+        began = time.time_ns()
         ms, _ = timed(lambda: self._runc(*command))
         shutil.rmtree(self._images)
-        return {"resume": Sample(ms)}
+        return {"resume": Sample(ms), "first instruction": Sample((awake(self._woke).first - began) / 1e6)}
 
     def remove(self) -> None:
         self._runc("delete", "--force", NAME)
@@ -140,14 +158,14 @@ class Runc:
             command, env=_environment(), check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: status {done.returncode}")
+            raise PeerFailed(f"runc {words[0]}: status {done.returncode}")
 
     def prepare(self, tree: Path) -> None:
         shutil.copytree(tree, self._bundle / "rootfs", symlinks=True)
         _run("runc", "spec", "--bundle", self._bundle)
         file = self._bundle / "config.json"
         config = json.loads(file.read_text())
-        config["process"] |= {"terminal": False, "args": list(hold()), "rlimits": []}
+        config["process"] |= {"terminal": False, "args": list(hold(woke=WOKE)), "rlimits": []}
         config["root"]["readonly"] = False
         file.write_text(json.dumps(config))
 
@@ -194,4 +212,4 @@ def _pipe(source: list[str | Path], target: list[str | Path]) -> None:
     with subprocess.Popen(source, stdout=subprocess.PIPE) as reading:
         subprocess.run(target, stdin=reading.stdout, check=True)
     if reading.returncode:
-        raise RuntimeError(f"{source[0]} ended with status {reading.returncode}")
+        raise PeerFailed(f"{source[0]}: status {reading.returncode}")

@@ -24,6 +24,11 @@ class Awake(NamedTuple):
     same: bool
     """whether the memory was what it had been"""
 
+    @classmethod
+    def read(cls, text: str) -> Awake:
+        first, last, same = text.split()
+        return cls(int(first), int(last), same == "1")
+
 
 def compiled(name: str, directory: Path) -> Path:
     """``floor`` or ``job``, static."""
@@ -59,9 +64,7 @@ def awake(file: Path) -> Awake:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
-            first, last, same = file.read_text().split()
+            return Awake.read(file.read_text())
         except FileNotFoundError:
             time.sleep(0.0005)
-            continue
-        return Awake(int(first), int(last), same == "1")
     raise TimeoutError(f"{file}: the job said nothing for {PATIENCE:g} s")
