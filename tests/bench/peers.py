@@ -152,13 +152,13 @@ class Runc:
         self._runc("delete", "--force", NAME)
 
     def _runc(self, *words: str) -> None:
-        command = ["runc", "--root", os.fspath(self._bundle / "state"), *words]
-        # What is detached keeps these open, so that they may not be pipes.
-        done = subprocess.run(
-            command, env=_environment(), check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        log = self._bundle / "runc.log"
+        command = ["runc", "--root", self._bundle / "state", "--log", log, *words]
+        # What is detached keeps these open, so that they may be nothing of the host's.
+        nothing = subprocess.DEVNULL
+        done = subprocess.run(command, env=_environment(), check=False, stdin=nothing, stdout=nothing, stderr=nothing)
         if done.returncode:
-            raise PeerFailed(f"runc {words[0]}: status {done.returncode}")
+            raise PeerFailed(f"runc {words[0]}: status {done.returncode}: {log.read_text()[-300:].strip()}")
 
     def prepare(self, tree: Path) -> None:
         shutil.copytree(tree, self._bundle / "rootfs", symlinks=True)

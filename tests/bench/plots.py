@@ -56,6 +56,10 @@ def _of(outcome: Outcome, who: str, verb: str, **case: str) -> list[Series]:
 
 def _logarithmic(axes: Any, title: str, across: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel=across, ylabel="milliseconds, p50 (shade: to p95)", title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize=6)
     axes.legend(fontsize=8)
 
 
@@ -99,7 +103,7 @@ def _steps(axes: Any, outcomes: dict[str, Outcome]) -> None:
     axes.set(title="Pause and resume of a small job by step, warm cache", xlabel="milliseconds, p50")
     axes.set_yticks(range(len(wanted)), [f"{one.verb}, {one.case['mode']}: {one.who}" for one in reversed(wanted)])
     handles = [mpl.patches.Patch(color=colors(place % 20), label=name) for place, name in enumerate(names)]
-    axes.legend(handles=handles, fontsize=7, ncols=2)
+    axes.legend(handles=handles, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _peers(axes: Any, outcomes: dict[str, Outcome]) -> None:
@@ -113,6 +117,7 @@ def _peers(axes: Any, outcomes: dict[str, Outcome]) -> None:
         axes.bar(places, [own[case] for case in cases if case in own], width, label=name)
     labels = [f"{verb}\n{megabytes} MB" for verb, megabytes in cases]
     axes.set(yscale="log", ylabel="milliseconds, p50", title="serac beside its peers, by what the job has written")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(cases))], labels)
     axes.legend(fontsize=8)
 
