@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 from pathlib import Path
 
 from bench.measure import Outcome, Sample, timed
 from bench.peers import PeerFailed, Podman, Runc, Tar, missing, podman, runc
 from bench.place import Place
 from bench.serac import Subject
-from bench.verbs import COMMAND
+from bench.verbs import ordered
 
 SMALL = 5.0
 LARGE = 100.0
@@ -68,9 +66,9 @@ def _with_diff(outcome: Outcome, place: Place, megabytes: int) -> None:
 def _own_turn(outcome: Outcome, subject: Subject, megabytes: int) -> None:
     outcome.add_all("serac", subject.resume(), megabytes=megabytes)
     outcome.add_all("serac", subject.pause("process"), megabytes=megabytes)
-    ms, _ = timed(lambda: _command(subject, "resume"))
+    ms, _ = timed(lambda: ordered(subject.engine, "resume", subject.name))
     outcome.add("serac, the command", "resume", Sample(ms), megabytes=megabytes)
-    ms, _ = timed(lambda: _command(subject, "pause", "--mode", "process"))
+    ms, _ = timed(lambda: ordered(subject.engine, "pause", "--mode", "process", subject.name))
     outcome.add("serac, the command", "pause", Sample(ms), megabytes=megabytes)
 
 
@@ -83,12 +81,6 @@ def _rivals_turn(outcome: Outcome, rival: Podman, megabytes: int) -> bool:
         outcome.notes.append(f"podman, {megabytes} MB: has failed, and was measured no further: {error}")
         return False
     return True
-
-
-def _command(subject: Subject, verb: str, *words: str) -> None:
-    root = os.fspath(subject.engine.config.root)
-    command = [os.fspath(COMMAND), "--root", root, verb, *words, subject.name]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def _upper(subject: Subject) -> Path:
