@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from bench.measure import Outcome, Sample, timed
+from bench.measure import Outcome, Sample, settle, timed
 from bench.peers import PeerFailed, Podman, Runc, Tar, missing, podman, runc
 from bench.place import Place
 from bench.serac import Subject
@@ -38,7 +38,9 @@ def peers(place: Place) -> Outcome:
 def _processes_alone(outcome: Outcome, place: Place, peer: Runc) -> None:
     try:
         for _ in range(place.plan.rounds):
+            settle()
             outcome.add_all("runc", peer.pause(), megabytes=0)
+            settle()
             outcome.add_all("runc", peer.resume(), megabytes=0)
     except PeerFailed as error:
         outcome.notes.append(f"runc has failed, and was measured no further: {error}")
@@ -64,10 +66,14 @@ def _with_diff(outcome: Outcome, place: Place, megabytes: int) -> None:
 
 
 def _own_turn(outcome: Outcome, subject: Subject, megabytes: int) -> None:
+    settle()
     outcome.add_all("serac", subject.resume(), megabytes=megabytes)
+    settle()
     outcome.add_all("serac", subject.pause("process"), megabytes=megabytes)
+    settle()
     ms, _ = timed(lambda: ordered(subject.engine, "resume", subject.name))
     outcome.add("serac, the command", "resume", Sample(ms), megabytes=megabytes)
+    settle()
     ms, _ = timed(lambda: ordered(subject.engine, "pause", "--mode", "process", subject.name))
     outcome.add("serac, the command", "pause", Sample(ms), megabytes=megabytes)
 
@@ -75,7 +81,9 @@ def _own_turn(outcome: Outcome, subject: Subject, megabytes: int) -> None:
 def _rivals_turn(outcome: Outcome, rival: Podman, megabytes: int) -> bool:
     """Whether another one can follow."""
     try:
+        settle()
         outcome.add_all("podman", rival.pause(), megabytes=megabytes)
+        settle()
         outcome.add_all("podman", rival.resume(), megabytes=megabytes)
     except PeerFailed as error:
         outcome.notes.append(f"podman, {megabytes} MB: has failed, and was measured no further: {error}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import leftovers
 
-from bench.measure import Outcome, Sample, cold, timed
+from bench.measure import Outcome, Sample, cold, settle, timed
 from bench.place import Place
 from bench.serac import Subject
 from bench.workloads import awake
@@ -55,6 +55,7 @@ def _throughput(outcome: Outcome, at_once: int) -> None:
 
 def _burst(outcome: Outcome, engine: Engine, snapshot: str, at_once: int) -> int:
     """Fork that many times; how many of them aren't what they must be."""
+    settle()
     began = time.time_ns()
     with ThreadPoolExecutor(at_once) as pool:
         ms, made = timed(lambda: list(pool.map(lambda _: _fork(engine, snapshot), range(at_once))))
@@ -94,6 +95,7 @@ def paused(place: Place) -> Outcome:
         before = leftovers.count()
         crowd = [Subject(engine, f"paused-{number}", megabytes=MEGABYTES) for number in range(count)]
         for number, subject in enumerate(crowd):
+            settle()
             outcome.add_all("serac", subject.pause("process"), others=number // 25 * 25)
         difference = leftovers.difference(before, leftovers.settled(before))
         while_paused = _taken()
@@ -109,6 +111,7 @@ def paused(place: Place) -> Outcome:
 
 def _rounds(outcome: Outcome, place: Place, subject: Subject, *, others: int) -> None:
     for _ in range(place.plan.rounds):
+        settle()
         outcome.add_all("serac", subject.resume(), others=others)
         subject.pause("process")
 

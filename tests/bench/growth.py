@@ -87,11 +87,15 @@ def memory(place: Place) -> Outcome:
 
 def _memory_turn(outcome: Outcome, place: Place, value: int, subject: Subject) -> None:
     with Floor(place.floor, place.directory, subject) as floor:
+        settle()
         outcome.add_all("floor", floor.restore(), memory=value, way="eager")
+        settle()
         outcome.add_all("floor", floor.stop(dump=True), memory=value)
     ways: tuple[Memory, ...] = ("eager", "lazy")
     for way in ways:
+        settle()
         outcome.add_all("serac", subject.resume(way), memory=value, way=way)
+        settle()
         outcome.add_all("serac", subject.pause("process"), memory=value)
 
 
@@ -104,15 +108,23 @@ def processes(place: Place) -> Outcome:
             subject.pause("process")
         for _ in range(place.plan.rounds):
             for count, subject in subjects.items():
-                with Floor(place.floor, place.directory, subject) as floor:
-                    outcome.add_all("floor", floor.restore(), processes=count)
-                    outcome.add_all("floor", floor.stop(dump=True), processes=count)
-                outcome.add_all("serac", subject.resume(), processes=count)
-                outcome.add_all("serac", subject.pause("process"), processes=count)
+                _processes_turn(outcome, place, count, subject)
     for count in place.plan.processes:
         ratio = outcome.p50("serac", "resume", processes=count) / outcome.p50("floor", "resume", processes=count)
         outcome.budget(f"resume, {count} processes, against the floor", ratio, 1.5)
     return outcome
+
+
+def _processes_turn(outcome: Outcome, place: Place, count: int, subject: Subject) -> None:
+    with Floor(place.floor, place.directory, subject) as floor:
+        settle()
+        outcome.add_all("floor", floor.restore(), processes=count)
+        settle()
+        outcome.add_all("floor", floor.stop(dump=True), processes=count)
+    settle()
+    outcome.add_all("serac", subject.resume(), processes=count)
+    settle()
+    outcome.add_all("serac", subject.pause("process"), processes=count)
 
 
 def chain(place: Place) -> Outcome:

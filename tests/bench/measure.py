@@ -152,7 +152,13 @@ def cold() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
-def settle(cache: str) -> None:
-    """Before each run: as the cache has to be for it."""
+REST = 0.05
+"""seconds in which the kernel ends what the last run has left it to do: namespaces and mounts are taken apart after a
+grace period, and the next freeze would wait for that"""
+
+
+def settle(cache: str = "warm") -> None:
+    """Before each run: the host at rest, and the cache as it has to be."""
     if cache == "cold":
         cold()
+    time.sleep(REST)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.measure import Outcome, Sample, timed
+from bench.measure import Outcome, Sample, settle, timed
 from bench.place import Place
 from bench.serac import Subject
 from engine import Engine
@@ -32,8 +32,10 @@ def command(place: Place) -> Outcome:
         subject.pause("process")
         ordered(engine, "ps")  # compiles what has not been compiled yet
         for _ in range(place.plan.rounds):
+            settle()
             outcome.add_all("serac", subject.resume(), face="library")
             subject.pause("process")
+            settle()
             ms, _ = timed(lambda: ordered(engine, "resume", subject.name))
             outcome.add("serac", "resume", Sample(ms), face="command")
             subject.pause("process")
@@ -49,6 +51,7 @@ def thaw(place: Place) -> Outcome:
         subject = Subject(engine, "hot")
         for _ in range(place.plan.rounds):
             for verb, action in (("freeze", engine.freeze), ("thaw", engine.thaw)):
+                settle()
                 ms, _ = timed(lambda action=action: action(subject.id))
                 outcome.add("serac", verb, Sample(ms))
     outcome.budget("thaw of a hot job", outcome.p50("serac", "thaw"), HOT, unit="ms")
