@@ -71,7 +71,11 @@ def _measured(name: str, scenario: Scenario, where: place.Place) -> Outcome:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     with LOCK.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"\nwaiting for others who measure or test on this host ({LOCK})", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

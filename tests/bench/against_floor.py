@@ -14,6 +14,7 @@ MODES: tuple[Mode, ...] = ("process", "filesystem")
 
 
 def small_job(place: Place) -> Outcome:
+    """A small job, by step."""
     outcome = Outcome(name="floor", title="A small job, 5 MB of memory, one process: serac beside the floor")
     with place.engine() as engine:
         subject = Subject(engine, "small")

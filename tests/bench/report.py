@@ -31,7 +31,8 @@ def load(file: Path) -> Report:
 
 def write(report: Report, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    series_apart = msgspec.json.encode(report).replace(b'{"who":', b'\n{"who":')
+    (directory / "results.json").write_bytes(series_apart + b"\n")
     (directory / "results.md").write_text("\n".join(markdown(report)) + "\n")
 
 
