@@ -32,7 +32,9 @@ LONG_FOR_A_REASON = {"engine/model.py": "all values of the domain are in one mod
 """file -> why it has more than LINES_MAX lines"""
 
 ADDRESS = re.compile(r"\bhttps?://([\w.-]+)")
-ADDRESSES_ALLOWED = re.compile(r"(127\.0\.0\.1|localhost|([\w-]+\.)*(example(\.\w+)?|test|invalid)|docs\.kernel\.org)$")
+ADDRESSES_ALLOWED = re.compile(
+    r"(127\.0\.0\.1|localhost|([\w-]+\.)*(example(\.\w+)?|test|invalid)|docs\.kernel\.org|www\.w3\.org)$"
+)
 MACHINE_PATH = re.compile(r"(?<![\w.>})\]*])/(?:work/(?:main|shared)|home/\w+|Users/\w+|tmp/brief)\b")
 REGISTRY = re.compile(r"\b(?:[\w-]+\.)+(?:debian|pypi|pythonhosted|npmjs|docker|github|ubuntu)\.(?:org|io|com)\b")
 
