@@ -45,7 +45,6 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "criu": Program("criu", (4, 1, 1)),
-    "mkfs.erofs": Program("erofs-utils", (1, 9, 3)),
     "mmdebstrap": Program("mmdebstrap"),
     "umoci": Program("umoci"),
     "nft": Program("nftables"),
@@ -167,7 +166,6 @@ def run(
     data: bytes = b"",
     stdin: int | None = None,
     timeout: float | None = None,
-    low_priority: bool = False,
     pass_fds: Sequence[int] = (),
     stdout_max: int = STDOUT_MAX,
     accept: Sequence[int] = (0,),
@@ -176,9 +174,9 @@ def run(
     """Run a program to its end. ``argv[0]`` is a path, or a name that ``find`` knows.
 
     ``env`` is added to ``environment()``; ``data`` goes to standard input, which is the descriptor ``stdin`` instead
-    where one is given; ``timeout`` is in seconds; ``low_priority`` is niceness 10, which the I/O priority follows;
-    ``accept`` are good exit statuses; ``tick`` is called every ``TICK`` seconds while it runs. Raises ToolMissing,
-    ToolFailed (with the last telling lines, also when it writes more than ``stdout_max`` bytes), NoSpace and Timeout.
+    where one is given; ``timeout`` is in seconds; ``accept`` are good exit statuses; ``tick`` is called every
+    ``TICK`` seconds while it runs. Raises ToolMissing, ToolFailed (with the last telling lines, also when it writes
+    more than ``stdout_max`` bytes), NoSpace and Timeout.
     """
     command = [os.fspath(argument) for argument in argv]
     program = command[0] if "/" in command[0] else os.fspath(find(command[0]).path)
@@ -188,8 +186,6 @@ def run(
     with _started(
         name, [*_DIES_WITH_US, program, *command[1:]], cwd=cwd, env=environment(env), stdin=stdin, pass_fds=pass_fds
     ) as process:
-        if low_priority:
-            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
         exchange = _Exchange(name, process, data, stdout_max)
         exchange.until_end(None if timeout is None else time.monotonic() + timeout, tick)
     output = CompletedOutput(bytes(exchange.stdout), bytes(exchange.stderr))

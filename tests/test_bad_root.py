@@ -69,6 +69,11 @@ def config(text: str) -> Callable[[Path], object]:
     return lambda root: (root / "config.json").write_text(text)
 
 
+def as_directory(root: Path) -> None:
+    (root / "config.json").unlink()
+    (root / "config.json").mkdir()
+
+
 def damage(root: Path) -> None:
     with open(root / "catalog.sqlite", "r+b") as file:
         file.write(b"this is no database at all" * 40)
@@ -115,9 +120,7 @@ TROUBLES = {
     "a config.json that is no text": Trouble(
         InvalidInput, "config.json", make=config("\udcff".encode("utf-8", "surrogateescape").decode("latin1"))
     ),
-    "a config.json that is a directory": Trouble(
-        InvalidInput, "config.json", make=lambda root: (root / "config.json").mkdir()
-    ),
+    "a config.json that is a directory": Trouble(InvalidInput, "config.json", make=as_directory),
     "a subnet that can't be": Trouble(
         InvalidInput,
         "subnet",
@@ -134,13 +137,6 @@ TROUBLES = {
         before=hidden("mmdebstrap"),
         words="base build x --debian bookworm",
         call="engine.base_build('x', DebianSource(suite='bookworm'))",
-    ),
-    "no mkfs.erofs": Trouble(
-        ToolMissing,
-        "mkfs.erofs",
-        before=hidden("mkfs.erofs"),
-        words="base build x --dir /etc/default",
-        call="engine.base_build('x', DirSource(path=Path('/etc/default')))",
     ),
     "no nft": Trouble(
         ToolMissing,
