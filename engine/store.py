@@ -23,8 +23,9 @@ from pathlib import Path
 
 from engine.errors import Busy, from_os
 
-SHALLOW = 256
-"""entries of a directory that are removed one by one"""
+SHALLOW, DEPTH = 256, 4
+"""entries of a directory, and directories below each other, that are removed one by one; a used work directory of an
+overlay is of that kind"""
 _POLL = 0.005
 """seconds between two tries to get a lock: flock has no timeout of its own"""
 
@@ -196,27 +197,23 @@ def remove_tree(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError:
-        _remove_shallow(path)
+        with contextlib.suppress(OSError):  # more is in it, or it isn't ours to remove: the other program finds out
+            _remove_shallow(path, DEPTH, os.lstat(path).st_dev)
         if os.path.lexists(path):
             _remove_full(path)
 
 
-def _remove_shallow(path: Path) -> None:
-    """What holds a few files, and directories of a few, goes without another program."""
-    with contextlib.suppress(OSError):  # more is in it, or it isn't ours to remove: the other program finds out
-        for entry in _some(path):
-            if entry.is_dir(follow_symlinks=False):
-                for below in _some(entry.path):
-                    os.unlink(below.path)
-                os.rmdir(entry.path)
-            else:
-                os.unlink(entry.path)
-        os.rmdir(path)
-
-
-def _some(path: str | Path) -> list[os.DirEntry[str]]:
+def _remove_shallow(path: str | Path, depth: int, device: int) -> None:
+    """What holds a few files, and a few directories of the kind on the same device, goes without another program."""
     with os.scandir(path) as entries:
-        return list(itertools.islice(entries, SHALLOW))
+        some = list(itertools.islice(entries, SHALLOW))
+    for entry in some:
+        if entry.is_dir(follow_symlinks=False):
+            if depth and entry.stat(follow_symlinks=False).st_dev == device:
+                _remove_shallow(entry.path, depth - 1, device)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)
 
 
 def _remove_full(path: Path) -> None:
