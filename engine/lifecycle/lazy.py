@@ -231,7 +231,7 @@ def complete(root: Root, job: Job) -> Job:
                 transaction.remove_snapshot(used.id)
             transaction.put_job(whole)
         if used is not None:
-            layers.drop_image(root.layer(used.layers[-1]))
+            root.discard(layers.image(root.layer(used.layers[-1])))
     return whole
 
 

@@ -222,7 +222,7 @@ def finish(root: Root, running: Job) -> dict[int, str]:
         root.put(msgspec.structs.replace(running, pending=()))
     directory = root.layer(processes.upper(running))
     layers.unseal(directory)
-    layers.drop_image(directory)
+    root.discard(layers.image(directory))
     return missing
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from engine.catalog import Catalog
 from engine.config import Config
 from engine.errors import InvalidInput, NotFound, NotPrivileged, SeracError, WrongState, from_os
 from engine.model import Job, JobState, Limits
+
+log = logging.getLogger("serac")
 
 BALLAST = 1 << 20
 """bytes that a removal can have on a full disk: enough for the catalog's log"""
@@ -32,6 +36,7 @@ class Root:
             config.root / name for name in ("bases", "images", "layers", "jobs", "tmp")
         )
         self.mounts, self.run_jobs = config.run / "mounts", config.run / "jobs"
+        self._removals: list[threading.Thread] = []
         self._make()
         try:
             self.catalog = Catalog(config.root / "catalog.sqlite")
@@ -57,8 +62,28 @@ class Root:
 
     def close(self) -> None:
         """The run directory goes too, unless a base is mounted or a job has something in it."""
+        for removal in self._removals:
+            removal.join()
         self.catalog.close()
         self._leave_run()
+
+    def discard(self, directory: Path) -> None:
+        """Take a directory away at once; its bytes go while the caller goes on, at the latest with the next sweep.
+
+        Freeing the blocks of large files takes milliseconds, and a resume needn't wait for them."""
+        aside = self.tmp / f"discarded.{store.new_id()}"
+        with contextlib.suppress(FileNotFoundError):
+            directory.rename(aside)
+            self._removals = [removal for removal in self._removals if removal.is_alive()]
+            self._removals.append(threading.Thread(target=self._remove, args=(aside,)))
+            self._removals[-1].start()
+
+    def _remove(self, discarded: Path) -> None:
+        try:
+            with store.locked(self.tmp, timeout=self.timeout, shared=True):
+                store.remove_tree(discarded)
+        except (SeracError, OSError) as error:
+            log.warning("discard: %s", error)
 
     def _leave_run(self) -> None:
         for place in (self.mounts, self.run_jobs):
