@@ -114,8 +114,9 @@ class Catalog:
         connection.execute("PRAGMA foreign_keys = ON")
         return connection
 
-    def jobs(self) -> list[Job]:
-        return self._all("SELECT document FROM job", (), Job)
+    def jobs(self, *, naming: str | None = None) -> list[Job]:
+        """All, or those that name an id (of a layer, say) anywhere; the others aren't even decoded."""
+        return self._naming("job", naming, Job)
 
     def jobs_in(self, *states: str) -> list[Job]:
         marks = ",".join("?" * len(states))
@@ -133,8 +134,9 @@ class Catalog:
             raise NotFound(f"no job {job_id}")
         return found[0]
 
-    def snapshots(self) -> list[Snapshot]:
-        return self._all("SELECT document FROM snapshot", (), Snapshot)
+    def snapshots(self, *, naming: str | None = None) -> list[Snapshot]:
+        """As `jobs`."""
+        return self._naming("snapshot", naming, Snapshot)
 
     def snapshot(self, ref: str) -> Snapshot:
         """By id or an unambiguous beginning of it. Raises NotFound."""
@@ -179,11 +181,16 @@ class Catalog:
             raise NotFound(f"{table} {ref} is ambiguous", hint="give more of its id")
         raise NotFound(f"no {table} {ref}")
 
-    def _all(self, query: str, values: tuple[str, ...], kind: type[Document]) -> list[Document]:
+    def _naming(self, table: str, naming: str | None, kind: type[Document]) -> list[Document]:
+        if naming is None:
+            return self._all(f"SELECT document FROM {table}", (), kind)
+        return self._all(f"SELECT document FROM {table} WHERE instr(document, ?)", (naming.encode(),), kind)
+
+    def _all(self, query: str, values: tuple[str | bytes, ...], kind: type[Document]) -> list[Document]:
         with _translated(self._path):
             return [msgspec.json.decode(document, type=kind) for (document,) in self._rows(query, values)]
 
-    def _rows(self, query: str, values: tuple[str, ...]) -> list[Any]:
+    def _rows(self, query: str, values: tuple[str | bytes, ...]) -> list[Any]:
         with _translated(self._path), self._borrowed() as connection:
             return connection.execute(query, values).fetchall()
 

@@ -194,6 +194,11 @@ def run(
     return output
 
 
+def disk_usage(tree: Path) -> int:
+    """Bytes that a tree takes, holes not counted. du(1) knows no depth that is too deep."""
+    return int(run(["du", "--summarize", "--block-size=1", "."], cwd=tree).stdout.split()[0])
+
+
 @contextlib.contextmanager
 def _started(
     name: str, command: list[str], *, cwd: Path | None, env: dict[str, str], stdin: int | None, pass_fds: Sequence[int]

@@ -115,3 +115,14 @@ def test_a_newer_or_damaged_catalog_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"not a database at all, and long enough to be read as one" * 100)
     with pytest.raises(Damaged):
         Catalog(file)
+
+
+def test_what_names_an_id_is_found_without_the_rest(catalog: Catalog) -> None:
+    jobs = [
+        msgspec.structs.replace(JOB, id=f"{number:012}", name=f"j{number}", layers=(f"{number:012x}", "ffff00000000"))
+        for number in range(3)
+    ]
+    add(catalog, *jobs)
+    assert [found.name for found in catalog.jobs(naming="000000000002")] == ["j2"]
+    assert len(catalog.jobs(naming="ffff00000000")) == 3
+    assert catalog.jobs(naming="abcdefabcdef") == []

@@ -101,7 +101,7 @@ class _Watch:
         self._before = self._total = 0
         self._looked = time.monotonic()
         if progress is not None:
-            self._total = sum(map(_size, _local_trees(root, snapshot)))
+            self._total = sum(map(tools.disk_usage, _local_trees(root, snapshot)))
 
     @property
     def place(self) -> Path:
@@ -141,11 +141,6 @@ def _local_trees(root: Root, snapshot: Snapshot) -> Iterator[Path]:
             yield root.layer(layer.id) / "upper"
     if snapshot.image is not None and snapshot.image.digest is None:
         yield layers.image(root.layer(snapshot.layers[-1]))
-
-
-def _size(tree: Path) -> int:
-    """Bytes on disk, holes not counted. du(1) knows no depth that is too deep."""
-    return int(tools.run(["du", "--summarize", "--block-size=1", "."], cwd=tree).stdout.split()[0])
 
 
 def _archive_layer(root: Root, snapshot: Snapshot, layer: Layer, watch: _Watch) -> None:

@@ -65,8 +65,7 @@ def _make_image(root: Root, source: Source | SnapshotSource, image: Path, progre
 
 
 def _write_image(tree: Path, image: Path, progress: Progress | None) -> None:
-    """du(1), because it knows no depth that is too deep."""
-    total = int(tools.run(["du", "--summarize", "--block-size=1", "."], cwd=tree).stdout.split()[0])
+    total = tools.disk_usage(tree)
     tick = None if progress is None else lambda done: progress("image", min(done, total), total)
     with open_directory(tree) as root:
         archive.build_image(root, image, tick=tick)

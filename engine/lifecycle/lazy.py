@@ -240,7 +240,7 @@ def _used_up(root: Root, job: Job, loading: Loading) -> Snapshot | None:
         snapshot = root.catalog.snapshot(loading.snapshot)
     except NotFound:
         return None
-    others = root.catalog.snapshots(), root.catalog.jobs()
     (top,) = root.catalog.chain(snapshot.layers[-1:])
+    others = root.catalog.snapshots(naming=top.id), root.catalog.jobs(naming=top.id)
     reused = layers.choose_strategy(job, snapshot, top, snapshots=others[0], jobs=others[1]) == "reuse"
     return snapshot if reused and not loading.keep else None

@@ -170,7 +170,8 @@ def _strategy(root: Root, job: Job, snapshot: Snapshot) -> Strategy:
     """Within a transaction: read again, for it may have been pinned since."""
     current = root.catalog.snapshot(snapshot.id)
     (top,) = root.catalog.chain(current.layers[-1:])
-    return layers.choose_strategy(job, current, top, snapshots=root.catalog.snapshots(), jobs=root.catalog.jobs())
+    snapshots, jobs = root.catalog.snapshots(naming=top.id), root.catalog.jobs(naming=top.id)
+    return layers.choose_strategy(job, current, top, snapshots=snapshots, jobs=jobs)
 
 
 def _clear_io(root: Root, job: Job, snapshot: Snapshot) -> None:
