@@ -14,7 +14,7 @@ import platform
 import re
 import tempfile
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -55,27 +55,60 @@ class _Manifest(msgspec.Struct, kw_only=True):
     config: _Descriptor
 
 
-class _Process(msgspec.Struct, kw_only=True, rename="pascal"):
+class OciConfig(msgspec.Struct, kw_only=True, rename="pascal", frozen=True):
+    """``config`` of an image: what its containers run, and how."""
+
+    user: str | None = None
+    """``USER[:GROUP]``, names or numbers"""
     env: list[str] | None = None
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    working_dir: str | None = None
+    labels: dict[str, str] | None = None
 
 
 class _Config(msgspec.Struct, kw_only=True):
-    config: _Process | None = None
+    config: OciConfig | None = None
+
+
+class _Image(NamedTuple):
+    layout: Path
+    manifest: _Descriptor
+    config: OciConfig
 
 
 def unpack(source: OciSource, tree: Path, *, timeout: float | None) -> dict[str, str]:
     """Fill the tree and return the environment of the image's config. Raises InvalidInput, Damaged, ToolFailed."""
+    image = _image(source)
+    with tempfile.TemporaryDirectory(prefix=f".{tree.name}.", dir=tree.parent) as name:
+        own = _own_layout(Path(name), image.layout, image.manifest)
+        tools.run(["umoci", "raw", "unpack", f"--image={own}:base", tree], timeout=timeout)
+    return _environment(image.config)
+
+
+def image_config(source: OciSource) -> OciConfig:
+    """What an image says of how it is to be run. Raises InvalidInput, Damaged."""
+    return _image(source).config
+
+
+def is_layout(path: Path) -> bool:
+    return (path / "oci-layout").is_file() and (path / "index.json").is_file()
+
+
+def architecture() -> str:
+    """This machine's, as images have it."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+def _image(source: OciSource) -> _Image:
     layout = Path(os.path.realpath(source.path))
-    if not (layout / "oci-layout").is_file() or not (layout / "index.json").is_file():
+    if not is_layout(layout):
         raise InvalidInput(f"{source.path} is no OCI image layout", hint="it has the files oci-layout and index.json")
     index = _parse(_read(layout / "index.json"), _Index, "index.json")
     chosen = _for_this_machine(layout, _tagged(index, source), _NESTED_MAX)
     manifest = _parse(_blob(layout, chosen), _Manifest, "the manifest")
-    config = _parse(_blob(layout, manifest.config), _Config, "the config")
-    with tempfile.TemporaryDirectory(prefix=f".{tree.name}.", dir=tree.parent) as name:
-        own = _own_layout(Path(name), layout, chosen)
-        tools.run(["umoci", "raw", "unpack", f"--image={own}:base", tree], timeout=timeout)
-    return _environment(config)
+    config = _parse(_blob(layout, manifest.config), _Config, "the config").config
+    return _Image(layout, chosen, config or OciConfig())
 
 
 def _tagged(index: _Index, source: OciSource) -> _Descriptor:
@@ -93,7 +126,7 @@ def _for_this_machine(layout: Path, descriptor: _Descriptor, depth: int) -> _Des
     """Down through indexes to the one manifest that this machine can run."""
     if descriptor.media_type not in _INDEX_TYPES:
         return descriptor
-    wanted = _Platform(architecture=_ARCHITECTURES.get(platform.machine(), platform.machine()), os="linux")
+    wanted = _Platform(architecture=architecture(), os="linux")
     index = _parse(_blob(layout, descriptor), _Index, "an index")
     for manifest in index.manifests if depth else ():
         if manifest.platform is None or manifest.platform == wanted:
@@ -138,7 +171,6 @@ def _parse(content: bytes, kind: type[_T], what: str) -> _T:
         raise Damaged(f"{what} of the image layout: {error}") from error
 
 
-def _environment(config: _Config) -> dict[str, str]:
-    entries = (config.config.env if config.config else None) or []
-    pairs = (entry.partition("=") for entry in entries)
+def _environment(config: OciConfig) -> dict[str, str]:
+    pairs = (entry.partition("=") for entry in config.env or [])
     return {key: value for key, _, value in pairs if key and "\0" not in key + value}
