@@ -3,7 +3,10 @@
 umoci gets a layout of its own, with the one chosen manifest and a link to the blobs: it locks and writes into the
 layout that it works on, and it knows no image without a tag nor one for several platforms.
 
-Source: image-layout.md, image-index.md, manifest.md and config.md of the OCI image specification.
+umoci knows no layers that are compressed with zstd, either: those are decompressed into that layout, where umoci
+compares them with the config's digests of what they hold.
+
+Source: image-layout.md, image-index.md, manifest.md, config.md and layer.md of the OCI image specification.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ _INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.dock
 _TAG = "org.opencontainers.image.ref.name"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "riscv64": "riscv64", "s390x": "s390x"}
 _NESTED_MAX = 4
+_ZSTD = "+zstd"
 _T = TypeVar("_T")
 
 
@@ -51,8 +55,10 @@ class _Index(msgspec.Struct, kw_only=True, rename="camel"):
     manifests: list[_Descriptor]
 
 
-class _Manifest(msgspec.Struct, kw_only=True):
+class _Manifest(msgspec.Struct, kw_only=True, rename="camel"):
+    schema_version: int = 2
     config: _Descriptor
+    layers: list[_Descriptor] = []
 
 
 class OciConfig(msgspec.Struct, kw_only=True, rename="pascal", frozen=True):
@@ -73,7 +79,8 @@ class _Config(msgspec.Struct, kw_only=True):
 
 class _Image(NamedTuple):
     layout: Path
-    manifest: _Descriptor
+    descriptor: _Descriptor
+    manifest: _Manifest
     config: OciConfig
 
 
@@ -81,7 +88,7 @@ def unpack(source: OciSource, tree: Path, *, timeout: float | None) -> dict[str,
     """Fill the tree and return the environment of the image's config. Raises InvalidInput, Damaged, ToolFailed."""
     image = _image(source)
     with tempfile.TemporaryDirectory(prefix=f".{tree.name}.", dir=tree.parent) as name:
-        own = _own_layout(Path(name), image.layout, image.manifest)
+        own = _own_layout(Path(name), image, timeout)
         tools.run(["umoci", "raw", "unpack", f"--image={own}:base", tree], timeout=timeout)
     return _environment(image.config)
 
@@ -108,14 +115,16 @@ def _image(source: OciSource) -> _Image:
     chosen = _for_this_machine(layout, _tagged(index, source), _NESTED_MAX)
     manifest = _parse(_blob(layout, chosen), _Manifest, "the manifest")
     config = _parse(_blob(layout, manifest.config), _Config, "the config").config
-    return _Image(layout, chosen, config or OciConfig())
+    return _Image(layout, chosen, manifest, config or OciConfig())
 
 
 def _tagged(index: _Index, source: OciSource) -> _Descriptor:
+    """By the whole reference or its tag alone: Podman writes ``HOST/NAME:TAG``, most others a tag."""
     tags = [(manifest.annotations or {}).get(_TAG) for manifest in index.manifests]
-    for tag, manifest in zip(tags, index.manifests, strict=True):
-        if tag == source.tag:
-            return manifest
+    named = [tag.rpartition("/")[2].rpartition(":")[2] if tag else None for tag in tags]
+    for names in (tags, named):
+        if names.count(source.tag) == 1:
+            return index.manifests[names.index(source.tag)]
     if tags == [None] and source.tag == "latest":
         return index.manifests[0]
     there = ", ".join(sorted(tag for tag in tags if tag)) or "none"
@@ -134,21 +143,58 @@ def _for_this_machine(layout: Path, descriptor: _Descriptor, depth: int) -> _Des
     raise InvalidInput(f"the image has no variant for linux/{wanted.architecture}")
 
 
-def _own_layout(own: Path, layout: Path, chosen: _Descriptor) -> Path:
-    tagged = msgspec.structs.replace(chosen, annotations={_TAG: "base"}, platform=None)
+def _own_layout(own: Path, image: _Image, timeout: float | None) -> Path:
+    descriptor = image.descriptor
+    if any(layer.media_type.endswith(_ZSTD) for layer in image.manifest.layers):
+        descriptor = _decompressed(own / "blobs" / "sha256", image, timeout)
+    else:
+        (own / "blobs").symlink_to(image.layout / "blobs")
+    tagged = msgspec.structs.replace(descriptor, annotations={_TAG: "base"}, platform=None)
     (own / "oci-layout").write_bytes(b'{"imageLayoutVersion":"1.0.0"}')
     (own / "index.json").write_bytes(msgspec.json.encode(_Index(manifests=[tagged])))
-    (own / "blobs").symlink_to(layout / "blobs")
     return own
 
 
-def _blob(layout: Path, descriptor: _Descriptor) -> bytes:
+def _decompressed(blobs: Path, image: _Image, timeout: float | None) -> _Descriptor:
+    """Fill ``blobs`` with the image, its layers plain where umoci can't read them; the new manifest."""
+    blobs.mkdir(parents=True)
+    layers = []
+    for number, layer in enumerate((image.manifest.config, *image.manifest.layers)):
+        source = _blob_path(image.layout, layer)
+        if layer.media_type.endswith(_ZSTD):
+            plain = blobs / f"{number}.tar"
+            tools.run(["zstd", "--decompress", "--quiet", "-o", plain, "--", source], timeout=timeout)
+            layers.append(_placed(plain, layer.media_type.removesuffix(_ZSTD)))
+        else:
+            (blobs / source.name).unlink(missing_ok=True)
+            (blobs / source.name).symlink_to(source)
+            layers.append(layer)
+    config, *layers = layers
+    (blobs / "manifest").write_bytes(msgspec.json.encode(_Manifest(config=config, layers=layers)))
+    return _placed(blobs / "manifest", image.descriptor.media_type)
+
+
+def _placed(blob: Path, media_type: str) -> _Descriptor:
+    """A blob under its digest."""
+    with open(blob, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    blob.rename(blob.with_name(digest))
+    size = blob.with_name(digest).stat().st_size
+    return _Descriptor(media_type=media_type, digest=f"sha256:{digest}", size=size)
+
+
+def _blob_path(layout: Path, descriptor: _Descriptor) -> Path:
     match = _DIGEST.fullmatch(descriptor.digest)
     if not match:
         raise Damaged(f"the image layout names a blob {descriptor.digest[:80]!r}")
     algorithm, digest = (part for part in match.groups() if part)
-    content = _read(layout / "blobs" / algorithm / digest)
-    if hashlib.new(algorithm, content).hexdigest() != digest:
+    return layout / "blobs" / algorithm / digest
+
+
+def _blob(layout: Path, descriptor: _Descriptor) -> bytes:
+    path = _blob_path(layout, descriptor)
+    content = _read(path)
+    if hashlib.new(path.parent.name, content).hexdigest() != path.name:
         raise Damaged(f"blob {descriptor.digest} of the image layout is damaged")
     return content
 

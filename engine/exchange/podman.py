@@ -3,8 +3,7 @@
     spec.dump              the job as an OCI runtime specification
     config.dump            what Podman knows of a container
     network.status         of its networks: none
-    checkpoint/            criu's images
-    stats-dump             what criu measured
+    checkpoint/            criu's images, and for runc what the first process has as 0, 1 and 2
     rootfs-diff.tar        what the job added and changed over the base; a tar without whiteouts
     deleted.files          what it deleted: absolute paths, a JSON array; restorers take them away last
     devshm-checkpoint.tar  what lay in /dev/shm, if anything did
@@ -31,8 +30,6 @@ from engine.tree import PIECE, Merged, Node, merged
 MANAGER = "libpod"
 """the engine whose archive it is to be read as"""
 RUNTIME = "runc"
-APART = {b"stats-dump": "stats-dump"}
-"""of criu's files, those that lie beside its images"""
 
 
 class Container(NamedTuple):
@@ -76,10 +73,10 @@ def write_checkpoint(
     json("config.dump", _config(container))
     json("network.status", {})
     tar.directory("checkpoint", mtime=when)
+    json("checkpoint/descriptors.json", ["/dev/null"] * 3)
     for name, node in processes.children():
         if node.is_file:
-            place = APART.get(name, f"checkpoint/{os.fsdecode(name)}")
-            tar.file(place, node.size, node.read(0, node.size), mtime=when)
+            tar.file(f"checkpoint/{os.fsdecode(name)}", node.size, node.read(0, node.size), mtime=when)
     gone = _diff(tar, before, after, but, scratch / "rootfs-diff.tar", when)
     if gone:
         json("deleted.files", [_text(path) for path in gone])
@@ -133,7 +130,8 @@ def _config(container: Container) -> dict[str, object]:
         "rootfsImageName": container.base,
         "rootfsImage": container.base,
         "rootfsImageRef": container.image,
-        "rootfsImageID": container.image,
+        # Podman wants one, and takes a name as well.
+        "rootfsImageID": container.base,
         "runtime": RUNTIME,
         "createdTime": stamp(container.created),
         "checkpointedTime": stamp(container.checkpointed),
