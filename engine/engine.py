@@ -16,24 +16,21 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
 from engine import launch, network, session
 from engine.config import Config
-from engine.errors import Busy, InvalidInput, Paused, SeracError, Timeout, ToolMissing, WrongState
-from engine.lifecycle import background, pause, processes, recover, remove, resume, run, sessions, stop
+from engine.errors import Busy, Paused, SeracError, Timeout, ToolMissing, WrongState
+from engine.lifecycle import pause, processes, recover, remove, resume, run, sessions, stop
 from engine.lifecycle.root import Root, require
 from engine.model import (
     ENDED,
     Archiving,
     Base,
-    Collected,
-    FileChange,
     Finding,
     ForkResult,
-    Format,
     Job,
     JobSpec,
     JobState,
@@ -43,19 +40,16 @@ from engine.model import (
     ResumeResult,
     SessionSpec,
     SessionStatus,
-    Snapshot,
     SnapshotSource,
-    TakeResult,
     Warmth,
 )
 from engine.session import Connection, Event
+from engine.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from engine.base import Source
     from engine.lifecycle.archiving import Progress
     from engine.lifecycle.bases import Progress as BaseProgress
-
-_Result = TypeVar("_Result", PauseResult, TakeResult)
 
 _GLANCE = 0.2
 """seconds between two looks at a job that is to run again"""
@@ -63,7 +57,7 @@ _LOOK = 1.0
 """seconds between two looks at a job that is waited for"""
 
 
-class Engine:
+class Engine(Snapshots):
     """One root on this host. ``timeout`` (seconds) bounds each wait of a verb: for a lock, a freeze, a launch, a kill.
 
     Opening makes the root if it is new, and puts right what a crash or a reboot left. Raises NotPrivileged, BadRoot,
@@ -325,134 +319,6 @@ class Engine:
         to the environment of the sessions that are started in it; all else as with `resume`."""
         snapshot = self._root.catalog.snapshot(ref)
         return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp, memory=memory)
-
-    def snapshot_take(
-        self,
-        ref: str,
-        *,
-        labels: Mapping[str, str] | None = None,
-        state: Any | msgspec.UnsetType = msgspec.UNSET,
-        archive: Archiving | None = None,
-        progress: Progress | None = None,
-    ) -> TakeResult:
-        """Make a snapshot of a running job, with its processes, and let it run on: it stands still for as long as a
-        pause and a resume take. Raises CannotCheckpoint, and the job runs on; after any error of the resume it is
-        paused to the snapshot. ``archive``: as of `pause`, while the job runs."""
-        from engine.lifecycle import take
-
-        how = self._archiving(archive)
-        with recover.taken(self._root, ref) as job:
-            result = take.take(self._root, job, labels=labels or {}, state=state, archive=how)
-        return self._archived(result, how, progress)
-
-    def snapshots(self, job: str | None = None) -> list[Snapshot]:
-        wanted = self._root.catalog.job(job).id if job is not None else None
-        found = [entry for entry in self._root.catalog.snapshots() if wanted is None or entry.job == wanted]
-        return sorted(found, key=lambda entry: entry.created)
-
-    def snapshot(self, ref: str) -> Snapshot:
-        return self._root.catalog.snapshot(ref)
-
-    def snapshot_pin(self, ref: str, *, pinned: bool = True) -> Snapshot:
-        """A pinned snapshot outlives its job, and the job's resume stacks on it instead of writing its layer again."""
-        with self._root.catalog.transaction(durable=True) as transaction:
-            snapshot = msgspec.structs.replace(self._root.catalog.snapshot(ref), pinned=pinned)
-            if any(job.upper == snapshot.layers[-1] for job in self._root.catalog.jobs_in(JobState.RESUMING)):
-                raise Busy(f"snapshot {snapshot.id} is being resumed", hint="pin it before the resume")
-            transaction.put_snapshot(snapshot)
-        return snapshot
-
-    def snapshot_remove(self, ref: str) -> None:
-        """Raises InUse for the snapshot that a job is paused to."""
-        remove.remove_snapshot(self._root, ref)
-
-    # archives
-
-    def snapshot_archive(self, ref: str, *, progress: Progress | None = None) -> Snapshot:
-        """Make images of a snapshot's layers and processes, of those that aren't images yet. Raises NotFound when it is
-        removed or its job writes its layer again meanwhile; NoSpace, Damaged; what was begun goes on the next time."""
-        from engine.lifecycle import archiving
-
-        return archiving.archive_snapshot(self._root, ref, progress=progress)
-
-    def archiving(self) -> dict[str, tuple[int, int]]:
-        """Snapshots that are being archived now: bytes done, and in all (0 = unknown)."""
-        from engine.lifecycle import archiving
-
-        return archiving.under_way(self._root)
-
-    def snapshot_verify(self, ref: str, *, progress: Progress | None = None) -> list[str]:
-        """Read every byte of an archived snapshot and its base, and compare it with the digests: what is wrong, a line
-        for each file and piece. Raises WrongState when it isn't archived."""
-        from engine.lifecycle import archiving
-
-        return archiving.verify(self._root, ref, progress=progress)
-
-    def snapshot_flatten(self, ref: str) -> Snapshot:
-        """Make one layer of a snapshot's chain, which shows the same; jobs go on running on it. Raises Busy, NoSpace."""
-        from engine.lifecycle import flatten
-
-        return flatten.flatten_snapshot(self._root, ref)
-
-    def snapshot_diff(self, ref: str, other: str | None = None) -> Iterator[FileChange]:
-        """What is different from a snapshot to another, or from its base to it; by path, as it is found."""
-        from engine.lifecycle import diff
-
-        return diff.diff(self._root, ref, other)
-
-    def snapshot_export(
-        self,
-        ref: str,
-        target: str | BinaryIO,
-        *,
-        format: Format = "serac",  # noqa: A002 - the option's name
-        with_base: bool = False,
-        progress: Progress | None = None,
-    ) -> Snapshot:
-        """Write a snapshot to a file (whole or not at all) or into a stream: in serac's own format, archived first if
-        it isn't; with ``oci`` into a new directory, ``DIR[:TAG]``, as an image layout that has the base and its files;
-        with ``podman`` as a checkpoint archive of its processes. Raises InvalidInput, NotFound, NoSpace, Damaged."""
-        from engine.lifecycle import exports
-
-        return exports.export(self._root, ref, target, format=format, with_base=with_base, progress=progress)
-
-    def snapshot_import(
-        self, source: str | BinaryIO, *, trust: bool = False, progress: Progress | None = None
-    ) -> Snapshot:
-        """Take a snapshot that was exported, from a file or a stream, when every byte is verified; it is pinned. The
-        same one again is no error. ``trust``: take privileges that it asks for, and devices in it. Raises Damaged,
-        NotFound (its base), NameTaken, InvalidInput, NoSpace, Busy; nothing is changed then.
-
-        ``DIR[:TAG]``, an OCI image layout, becomes a base without a name and a snapshot over it, of a job that has
-        changed nothing yet."""
-        from engine.lifecycle import imports, oci_import
-
-        if isinstance(source, str) and (image := oci_import.layout(source)) is not None:
-            return oci_import.import_image(self._root, image)
-        return imports.import_snapshot(self._root, source, trust=trust, progress=progress)
-
-    def collect(self, *, dry_run: bool = False) -> list[Collected]:
-        """Remove what no job or snapshot needs, and directories of layers whose images are all that is needed. What was
-        removed, or with ``dry_run`` would be, with the reasons."""
-        from engine.lifecycle import collect
-
-        return collect.collect(self._root, dry_run=dry_run)
-
-    def _archiving(self, archive: Archiving | None) -> Archiving:
-        """Raises InvalidInput."""
-        how = archive or self.config.settings.archive
-        if how not in get_args(Archiving):
-            raise InvalidInput(f"no way {how!r} to archive", hint="background, wait or never")
-        return how
-
-    def _archived(self, result: _Result, how: Archiving, progress: Progress | None) -> _Result:
-        """What a pause left due is done now, or begun."""
-        if how == "wait":
-            archived = self.snapshot_archive(result.snapshot, progress=progress)
-            return msgspec.structs.replace(result, archive=archived.archive)
-        if how == "background":
-            background.start(self._root)
-        return result
 
 
 def _forwarding() -> Finding:

@@ -178,7 +178,8 @@ def launch(spec: LaunchSpec, *, timeout: float, network: Callable[[int], None] |
     """Start a job's init and return its pid. ``network`` is called with the pid while the job waits, to put ``eth0``
     into its namespace. Raises LaunchFailed, HostLacks, Timeout; nothing of the launch is left then."""
     with contextlib.ExitStack() as stack:
-        init = _opened(stack, program("serac-init"))
+        init = os.open(program("serac-init"), os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, init)
         passed = [init, *(fd for fd in (spec.stdin, spec.stdout, spec.stderr) if fd is not None)]
         records = [*_records(spec), ("init", f"{init}:{init_inside()}")]
         go = None
@@ -229,24 +230,22 @@ def network(spec: NetworkSpec, *, namespace: int, uts: int | None = None, timeou
 def pages(group: str, descriptors: Mapping[str, int], *, timeout: float) -> None:
     """Start what brings memory in, which outlives this process: native/protocol.h. Raises LaunchFailed, Timeout."""
     records = [("cgroup", group), *((name, str(fd)) for name, fd in descriptors.items())]
-    with _started("pages", list(descriptors.values())) as process:
-        _watch(process, _encode(records), deadline=time.monotonic() + timeout)
+    _do("pages", records, descriptors=list(descriptors.values()), timeout=timeout)
 
 
 def mount_images(images: Sequence[tuple[Path, Path, Path]], *, timeout: float) -> None:
-    """Mount EROFS images (metadata, blob, where) read-only in the namespace of this process, without loop devices.
-
-    One after the other; those before one that fails stay."""
-    keys = ("meta", "blob", "target")
-    records = [(key, os.fspath(path)) for image in images for key, path in zip(keys, image, strict=True)]
-    with _started("mount", []) as process:
-        _watch(process, _encode(records), deadline=time.monotonic() + timeout)
+    """Mount EROFS images (metadata, blob, where) read-only, one after the other; those before one that fails stay."""
+    pairs = ((("meta", meta), ("blob", blob), ("target", target)) for meta, blob, target in images)
+    _do("mount", [(key, os.fspath(path)) for image in pairs for key, path in image], timeout=timeout)
 
 
-def unmount(*targets: Path, detach: bool = False, timeout: float) -> None:
+def unmount(target: Path, *, detach: bool = False, timeout: float) -> None:
     """``detach``: what is open there stays until it is closed."""
-    records = [*(("target", os.fspath(target)) for target in targets), *([("detach", "1")] if detach else [])]
-    with _started("unmount", []) as process:
+    _do("unmount", [("target", os.fspath(target)), *([("detach", "1")] if detach else [])], timeout=timeout)
+
+
+def _do(verb: str, records: Iterable[tuple[str, str]], *, descriptors: Sequence[int] = (), timeout: float) -> None:
+    with _started(verb, descriptors) as process:
         _watch(process, _encode(records), deadline=time.monotonic() + timeout)
 
 
@@ -270,10 +269,8 @@ def _records(spec: ViewSpec | NetworkSpec) -> Iterator[tuple[str, str]]:
             yield from ((_PAIRS[field], f"{key}={text}") for key, text in value)
         elif field in _LISTS:
             yield from ((_LISTS[field], text) for text in value)
-        elif field == "range" and value is not None:
-            yield "range", f"{value[0]}:{value[1]}"
-        elif field == "pidfile" and value is not None:
-            yield "pidfile", f"{value[0]}:{value[1]}"
+        elif field in ("range", "pidfile") and value is not None:
+            yield field, f"{value[0]}:{value[1]}"
         elif value is True:
             yield field, "1"
         elif value is not None and value is not False:
@@ -287,12 +284,6 @@ def _encode(records: Iterable[tuple[str, str]]) -> bytes:
             raise InvalidInput(f"{key} holds a NUL byte")
         text += f"{key}={value}".encode(errors="surrogateescape") + b"\0"
     return text
-
-
-def _opened(stack: contextlib.ExitStack, path: Path) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
-    return fd
 
 
 @contextlib.contextmanager

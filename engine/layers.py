@@ -47,18 +47,32 @@ class Overlay(Value, frozen=True, kw_only=True):
 def overlay(layers: Path, mounts: Path, base: str, chain: Sequence[Layer], upper: str | None) -> Overlay:
     """The overlay of ``upper`` over ``chain`` (oldest first) over the base of that digest; no upper = read-only.
 
-    ``mounts`` has the base and the layers that are images alone, by their digests."""
-    images = {layer.image: f"image{number}" for number, layer in enumerate(chain) if not layer.directory}
-    lowers = [f"layers/{layer.id}/upper" if layer.directory else images[layer.image] for layer in reversed(chain)]
-    lowers.append("base")
-    trees = (
-        ("base", os.fspath(mounts / base)),
-        ("layers", os.fspath(layers)),
-        *((name, os.fspath(mounts / (digest or ""))) for digest, name in images.items()),
-    )
+    ``mounts`` has the base and the layers that are images alone, see `mount_names`."""
+    names = mount_names(chain)
+    trees = {"base": mounts / base, "layers": layers}
+    lowers = ["base"]
+    for number, layer in enumerate(chain):
+        if layer.id in names:
+            trees[f"image{number}"] = mounts / names[layer.id]
+        lowers.append(f"image{number}" if layer.id in names else f"layers/{layer.id}/upper")
+    places = tuple((name, os.fspath(path)) for name, path in trees.items())
+    described = Overlay(trees=places, lowers=tuple(reversed(lowers)))
     if upper is None:
-        return Overlay(trees=trees, lowers=tuple(lowers))
-    return Overlay(trees=trees, lowers=tuple(lowers), upper=f"layers/{upper}/upper", work=f"layers/{upper}/work")
+        return described
+    return msgspec.structs.replace(described, upper=f"layers/{upper}/upper", work=f"layers/{upper}/work")
+
+
+def mount_names(chain: Iterable[Layer]) -> dict[str, str]:
+    """Under which names the layers of a chain that are images alone are mounted, by their ids.
+
+    The name is the image's digest. overlayfs doesn't take a directory twice: an image that is there more than once, as
+    that of an empty layer may be, is mounted as often."""
+    names: dict[str, str] = {}
+    for layer in chain:
+        if layer.image is not None and not layer.directory:
+            again = sum(name.startswith(layer.image) for name in names.values())
+            names[layer.id] = f"{layer.image}.{again}" if again else layer.image
+    return names
 
 
 def choose_strategy(

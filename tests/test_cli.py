@@ -29,8 +29,8 @@ from engine.model import Limits, PauseResult, Step
 VERBS = {
     "base build", "base ls", "base show", "base warm", "base rm", "run", "ps", "show", "logs", "exec", "attach", "cp",
     "pause", "freeze", "thaw", "resume", "stop", "rm", "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
-    "snapshot pin", "snapshot unpin", "doctor",
-    "completion",
+    "snapshot pin", "snapshot unpin", "snapshot archive", "snapshot verify", "snapshot diff", "snapshot flatten",
+    "snapshot export", "snapshot import", "gc", "doctor", "completion",
 }  # fmt: skip
 
 SERAC = (sys.executable, "-m", "engine.cli")
@@ -90,7 +90,13 @@ def test_examples_in_help_parse(command: str) -> None:
         "exec -t -d -e K=V -w /d J -- CMD --json -- x",
         "base build N --debian bookworm --include git,gcc",
         "base build N --oci DIR:TAG",
-        "pause J --mode filesystem --label K=V --state {}",
+        "pause J --mode filesystem --archive wait --label K=V --state {}",
+        "snapshot take J --archive never",
+        "snapshot diff S",
+        "snapshot diff S T --tree",
+        "snapshot export S FILE --with-base",
+        "snapshot import FILE --trust",
+        "gc --dry-run",
         "resume S --as NAME",
         "stop --grace 3 J",
         "rm --force J K",
@@ -342,7 +348,8 @@ def test_value_as_json_and_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     result = PauseResult(job="j", snapshot="s", mode="filesystem", reason=None, timings={"total": 1.5}, sizes={})
     Output(json=True).value(result, "paused")
     assert json.loads(capsys.readouterr().out) == {
-        "job": "j", "snapshot": "s", "mode": "filesystem", "reason": None, "timings": {"total": 1.5}, "sizes": {},
+        "job": "j", "snapshot": "s", "mode": "filesystem", "reason": None, "archive": None,
+        "timings": {"total": 1.5}, "sizes": {},
     }  # fmt: skip
     Output().value(result, "paused")
     assert capsys.readouterr().out == "paused\n"

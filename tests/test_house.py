@@ -28,7 +28,7 @@ TOP_LEVEL = {
     "tests",
 }
 LINES_MAX = 400
-LONG_FOR_A_REASON: dict[str, str] = {}
+LONG_FOR_A_REASON = {"engine/model.py": "all values of the domain are in one module, which does nothing"}
 """file -> why it has more than LINES_MAX lines"""
 
 ADDRESS = re.compile(r"\bhttps?://([\w.-]+)")

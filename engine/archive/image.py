@@ -6,8 +6,8 @@ An image is a directory:
     meta.erofs   inodes, directories, xattrs
     data.blob    contents of files in chunks of 4 KiB, equal ones once, holes not at all; may be empty
 
-The same tree gives the same digest wherever and whenever it is built: there is no UUID and no build time, names are
-sorted, and nothing of inode numbers, atime or ctime is in it.
+The same tree gives the same digest wherever and whenever it is built: the UUID is made of the contents, there is no
+build time, names are sorted, and nothing of inode numbers, atime or ctime is in it.
 
 Written history of the format: serac-image/1, the first.
 """

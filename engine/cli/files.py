@@ -34,7 +34,7 @@ def cp(args: Namespace, out: Output) -> int:
     if (source is None) == (target is None):
         raise InvalidInput("one side must be in a job, the other one here", hint="serac cp SRC JOB:/path")
     if source is not None and args.target == "-":
-        _check_stream(out)
+        check_stream(out, "pipe it: serac cp JOB:/path - | tar t")
     with open_engine(args) as engine:
         if target is not None:
             engine.copy_in(target[0], sys.stdin.buffer if args.source == "-" else args.source, target[1])
@@ -55,8 +55,9 @@ def _inside(text: str) -> tuple[str, str] | None:
     return match[1], match[2]
 
 
-def _check_stream(out: Output) -> None:
+def check_stream(out: Output, hint: str) -> None:
+    """Whether standard output can take a tar stream. Raises InvalidInput."""
     if out.json:
         raise InvalidInput("--json and a tar stream can't share standard output", hint="leave out --json")
     if out.terminal:
-        raise InvalidInput("a tar stream is nothing for a terminal", hint="pipe it: serac cp JOB:/path - | tar t")
+        raise InvalidInput("a tar stream is nothing for a terminal", hint=hint)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from engine.cli import run, text, values
+from engine.cli import archive, run, text, values
 from engine.cli.opening import open_engine
 from engine.cli.output import Output
 from engine.cli.parser import Parser, Verbs
+from engine.cli.progress import Progress
 from engine.errors import InvalidInput, NotFound, WrongState
 from engine.model import ForkResult, JobState
 
@@ -48,6 +50,7 @@ def _add_pauses(verbs: Verbs) -> None:
     )  # fmt: skip
     parser.add_argument("--label", metavar="K=V", type=values.variable, action="append", help="label the snapshot")
     parser.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
+    archive.add_option(parser)
     _add_job(verbs.add("freeze", freeze, "stop a job in memory, for a while", examples="serac freeze build"))
     _add_job(verbs.add("thaw", thaw, "let a frozen job go on", examples="serac thaw build"))
     _add_resume(verbs)
@@ -109,16 +112,24 @@ def _add_job(parser: Parser) -> None:
 def ps(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
         jobs = engine.jobs(ended=args.all)
+        archives = archive.states(engine, jobs)
     if args.quiet:
         out.names([job.name for job in jobs])
         return 0
-    out.table(jobs, ("NAME", "STATE", "BASE", "COMMAND", "CREATED", "PAUSES", "SNAPSHOT"), map(_row, jobs))
+    columns = ("NAME", "STATE", "BASE", "COMMAND", "CREATED", "PAUSES", "SNAPSHOT", "ARCHIVE")
+    documents = [_document(job, archives.get(job.id)) for job in jobs]
+    out.table(documents, columns, (_row(job, archives.get(job.id)) for job in jobs))
     return 0
 
 
-def _row(job: Job) -> tuple[str, ...]:
-    command = text.short(_command(job), 40)
-    return job.name, _state(job), job.spec.base, command, text.age(job.created), str(job.pauses), job.snapshot or ""
+def _document(job: Job, archived: dict[str, object] | None) -> dict[str, object]:
+    return {**{field: getattr(job, field) for field in job.__struct_fields__}, "archive": archived}
+
+
+def _row(job: Job, archived: dict[str, object] | None) -> tuple[str, ...]:
+    command, snapshot = text.short(_command(job), 40), job.snapshot or ""
+    facts = job.name, _state(job), job.spec.base, command, text.age(job.created), str(job.pauses), snapshot
+    return *facts, archive.state_text(archived)
 
 
 def _state(job: Job) -> str:
@@ -135,8 +146,9 @@ def show(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
         job = engine.job(args.job)
         sessions = engine.sessions(job.id)
-    document = {**{field: getattr(job, field) for field in job.__struct_fields__}, "sessions": sessions}
-    out.listing(document, {**_facts(job), "sessions": "\n".join(map(_session, sessions))})
+        archived = archive.states(engine, [job]).get(job.id)
+    facts = {**_facts(job), "archive": archive.state_text(archived), "sessions": "\n".join(map(_session, sessions))}
+    out.listing({**_document(job, archived), "sessions": sessions}, facts)
     return 0
 
 
@@ -182,8 +194,11 @@ def _session(session: SessionStatus) -> str:
 
 def pause(args: Namespace, out: Output) -> int:
     state = {} if args.state is None else {"state": args.state}
-    with open_engine(args) as engine:
-        result = engine.pause(args.job, mode=args.mode, labels=dict(args.label or ()), **state)
+    with open_engine(args) as engine, Progress(out) as progress:
+        result = engine.pause(
+            args.job, mode=args.mode, labels=dict(args.label or ()), archive=args.archive,
+            progress=partial(progress, "archive"), **state,
+        )  # fmt: skip
     mode = f"{result.mode}: {result.reason}" if result.reason else result.mode
     out.value(result, f"paused {args.job} to snapshot {result.snapshot} ({mode}){_took(result.timings)}")
     return 0

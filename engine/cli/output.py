@@ -141,13 +141,16 @@ class Output:
 
 
 def complete(value: object) -> Any:
-    """A domain value with every field that it has, also those that hold their default."""
+    """A domain value with every field that it has, also those that hold their default. Bytes that are no UTF-8, as in
+    paths, are escaped: JSON can't hold them."""
     if isinstance(value, msgspec.Struct):
         return {field: complete(getattr(value, field)) for field in value.__struct_fields__}
     if isinstance(value, Mapping):
         return {key: complete(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [complete(item) for item in value]
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return value
 
 

@@ -1,14 +1,16 @@
-"""``serac snapshot``: list, look at, pin and remove what pauses left."""
+"""``serac snapshot``: list, look at, pin and remove what pauses left; what images are good for is in the next room."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from engine.cli import text, values
+from engine.cli import archive, text, values
 from engine.cli.opening import open_engine
 from engine.cli.output import Output
 from engine.cli.parser import Verbs
+from engine.cli.progress import Progress
 
 if TYPE_CHECKING:
     from engine.model import SessionSpec, Snapshot
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     family = verbs.family(
-        "snapshot", "take, list, show, pin and remove snapshots",
+        "snapshot", "take, list, show, compare, move and remove snapshots",
         examples="serac snapshot take build\nserac snapshot ls --job build\n"
         "serac snapshot show 4f0c2a91\nserac resume 4f0c2a91 --as second-try",
     )  # fmt: skip
@@ -28,6 +30,7 @@ def add(verbs: Verbs) -> None:
     taken.add_argument("job", metavar="JOB", help="its name or id")
     taken.add_argument("--label", metavar="K=V", type=values.variable, action="append", help="label the snapshot")
     taken.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
+    archive.add_option(taken)
     listed = family.add("ls", ls, "list the snapshots", examples="serac snapshot ls --job build")
     listed.add_argument("--job", metavar="J", help="only this job's")
     listed.add_argument("-q", "--quiet", action="store_true", help="print ids only")
@@ -46,12 +49,19 @@ def add(verbs: Verbs) -> None:
         more="One that a paused job needs for its resume is refused.", examples="serac snapshot rm 4f0c2a91",
     )  # fmt: skip
     removed.add_argument("snapshots", metavar="SNAP", nargs="+", help="its id")
+    archive.add(verbs, family)
 
 
 def take(args: Namespace, out: Output) -> int:
     state = {} if args.state is None else {"state": args.state}
-    with open_engine(args) as engine:
-        result = engine.snapshot_take(args.job, labels=dict(args.label or ()), **state)
+    with open_engine(args) as engine, Progress(out) as progress:
+        result = engine.snapshot_take(
+            args.job,
+            labels=dict(args.label or ()),
+            archive=args.archive,
+            progress=partial(progress, "archive"),
+            **state,
+        )
     stopped = result.timings["stopped"]
     out.value(result, f"took snapshot {result.snapshot} of {args.job}, which stood still for {stopped:.0f} ms")
     return 0
@@ -89,6 +99,7 @@ def show(args: Namespace, out: Output) -> int:
         "labels": text.pairs(snapshot.labels),
         "parent": snapshot.parent or "",
         "pinned": "yes" if snapshot.pinned else "",
+        "archive": snapshot.archive or ("due" if snapshot.due else ""),
         "created": text.moment(snapshot.created),
     }
     out.listing(snapshot, facts)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from engine import archive, launch, store
+from engine import archive, launch, layers, store
 from engine.errors import Damaged
 from engine.lifecycle.root import Root
 from engine.model import LIVE, PASSING, Job, Layer
@@ -34,22 +34,24 @@ def mount_chain(root: Root, base: str, chain: Sequence[Layer]) -> None:
     """Mount what a job's chain needs. Raises Damaged."""
     mounted(root, base)
     try:
-        _mount(root, {digest: root.images / digest for digest in _images(chain)})
+        _mount(root, {name: root.images / digest_of(name) for name in layers.mount_names(chain).values()})
     except FileNotFoundError as error:
         raise Damaged(f"an image of the chain is gone: {error.filename}", hint="import the snapshot again") from error
 
 
-def _images(chain: Iterable[Layer]) -> list[str]:
-    """Of the layers that are images alone."""
-    return [layer.image for layer in chain if layer.image is not None and not layer.directory]
+def digest_of(name: str) -> str:
+    """Of the image that is mounted under a name."""
+    return name.partition(".")[0]
 
 
-def _mount(root: Root, images: dict[str, Path]) -> None:
+def _mount(root: Root, places: dict[str, Path]) -> None:
+    """Names, and the directories of their images."""
     with contextlib.ExitStack() as stack:
-        wanted = []
-        for digest, directory in sorted(images.items()):
+        for directory in sorted(set(places.values())):
             stack.enter_context(store.locked(directory, timeout=root.timeout))
-            target = root.mounts / digest
+        wanted = []
+        for name, directory in places.items():
+            target = root.mounts / name
             if not os.path.ismount(target):
                 archive.check_files(directory)
                 root.make_private(target)
@@ -79,8 +81,8 @@ def opened(root: Root, digest: str) -> Iterator[Path]:
         os.close(fd)
 
 
-def unmount(root: Root, digest: str) -> None:
-    target = root.mounts / digest
+def unmount(root: Root, name: str) -> None:
+    target = root.mounts / name
     while os.path.ismount(target):  # twice, when a mount was under way as its engine was killed
         launch.unmount(target, timeout=root.timeout)
     with contextlib.suppress(FileNotFoundError):
@@ -88,15 +90,20 @@ def unmount(root: Root, digest: str) -> None:
 
 
 def wanted(root: Root, jobs: Iterable[Job]) -> set[str]:
-    """Digests of the images that jobs have mounted now, or are about to."""
-    ids = {layer for job in jobs if job.state in LIVE | PASSING for layer in (*job.layers, *job.mounted)}
-    return set(_images(root.catalog.layers(ids)))
+    """The names under which jobs have images mounted now, or are about to."""
+    return {name for job in jobs if job.state in LIVE | PASSING for name in _names(root, job)}
+
+
+def _names(root: Root, job: Job) -> set[str]:
+    """Of the images in a job's chain, or in the one that its overlay was made of."""
+    rows = {layer.id: layer for layer in root.catalog.layers({*job.layers, *job.mounted})}
+    chains = ([rows[layer] for layer in chain if layer in rows] for chain in (job.layers, job.mounted))
+    return {name for chain in chains for name in layers.mount_names(chain).values()}
 
 
 def let_go(root: Root, job: Job) -> None:
     """Unmount what only this job, which has nothing mounted any more, had in its chain."""
-    ids = {*job.layers, *job.mounted}
-    for digest in _images(root.catalog.layers(ids)):
-        with contextlib.suppress(FileNotFoundError), store.locked(root.images / digest, timeout=root.timeout):
-            if digest not in wanted(root, (other for other in root.catalog.jobs() if other.id != job.id)):
-                unmount(root, digest)
+    for name in _names(root, job):
+        with contextlib.suppress(FileNotFoundError), store.locked(root.images / digest_of(name), timeout=root.timeout):
+            if name not in wanted(root, (other for other in root.catalog.jobs() if other.id != job.id)):
+                unmount(root, name)

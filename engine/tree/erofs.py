@@ -15,6 +15,8 @@ SUPER = Struct("<IIIBBHQQIIII16s16sIHHHBBIQ24s")
 """magic, checksum, compatible features, block bits, extension slots, root nid, inodes, build time s, ns, blocks,
 metadata block, xattr block, uuid, volume, incompatible features, compression, devices, device slot, directory bits,
 prefixes, prefix start, packed nid, reserved"""
+SUPER_UUID = 48
+"""where it is in it"""
 COMPAT_MTIME = 0x2
 INCOMPAT_CHUNKED, INCOMPAT_DEVICES = 0x4, 0x8
 DEVICE_SLOT, DEVICE = 128, Struct("<64sII56s")

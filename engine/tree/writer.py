@@ -41,7 +41,7 @@ def write_image(root: Node, meta: Path, blob: Path, *, tick: Callable[[int], Non
         writer = _Writer(contents)
         writer.write(root)
         digest, pieces = contents.finish()
-    data = writer.finish(digest.size)
+    data = writer.finish(digest)
     with open(meta, "xb", buffering=0) as file:
         for at in range(0, len(data), PIECE):
             file.write(memoryview(data)[at : at + PIECE])
@@ -90,8 +90,11 @@ class _Writer:
         for nid, names in self._links.values():
             erofs.NUMBER.pack_into(self._meta, nid * erofs.SLOT + erofs.INODE_NLINK, names)
 
-    def finish(self, blob_size: int) -> bytearray:
-        """The metadata, when the tree is written."""
+    def finish(self, blob: Digested) -> bytearray:
+        """The metadata, when the tree is written.
+
+        Its UUID comes from all of its contents: overlayfs tells the layers of a chain apart by them, and doesn't keep
+        inode numbers steady where two are alike."""
         meta = self._meta
         meta += bytes(-len(meta) % BLOCK)
         first = len(meta) // BLOCK
@@ -105,7 +108,11 @@ class _Writer:
             bytes(16), bytes(16), erofs.INCOMPAT_CHUNKED | erofs.INCOMPAT_DEVICES, 0, 1, _DEVICE // erofs.DEVICE.size,
             0, 0, 0, 0, bytes(24),
         )  # fmt: skip
-        erofs.DEVICE.pack_into(meta, _DEVICE, bytes(64), blob_size // BLOCK, blocks, bytes(56))
+        erofs.DEVICE.pack_into(meta, _DEVICE, bytes(64), blob.size // BLOCK, blocks, bytes(56))
+        digest = hashlib.sha256(meta)
+        digest.update(blob.sha256.encode())
+        at = erofs.SUPER_OFFSET + erofs.SUPER_UUID
+        meta[at : at + 16] = digest.digest()[:16]
         return meta
 
     def _directory(self, node: Node, above: int | None) -> tuple[int, Iterator[_Due]]:
