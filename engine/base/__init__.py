@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.base import debian, oci, trees
-from engine.base.oci import OciConfig, architecture, image_config, is_layout
+from engine.base.oci import OciConfig, architecture, image_config
 from engine.base.skeleton import NODES, prepare
 from engine.base.source import DebianSource, DirSource, OciSource, Source, TarSource, layout_and_tag
 from engine.base.warming import warm
@@ -30,7 +30,6 @@ __all__ = [
     "TarSource",
     "architecture",
     "image_config",
-    "is_layout",
     "layout_and_tag",
     "prepare",
     "unpack",

@@ -98,10 +98,6 @@ def image_config(source: OciSource) -> OciConfig:
     return _image(source).config
 
 
-def is_layout(path: Path) -> bool:
-    return (path / "oci-layout").is_file() and (path / "index.json").is_file()
-
-
 def architecture() -> str:
     """This machine's, as images have it."""
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
@@ -109,7 +105,7 @@ def architecture() -> str:
 
 def _image(source: OciSource) -> _Image:
     layout = Path(os.path.realpath(source.path))
-    if not is_layout(layout):
+    if not (layout / "oci-layout").is_file() or not (layout / "index.json").is_file():
         raise InvalidInput(f"{source.path} is no OCI image layout", hint="it has the files oci-layout and index.json")
     index = _parse(_read(layout / "index.json"), _Index, "index.json")
     chosen = _for_this_machine(layout, _tagged(index, source), _NESTED_MAX)

@@ -3,7 +3,7 @@ containers/storage agree on.
 
 mtime     nanoseconds, in a pax record where there are any
 xattrs    ``SCHILY.xattr.*``; what an overlay that a job mounted itself keeps has the names that the job saw, what
-          serac's own overlay keeps is never there
+          serac's own overlay keeps is never there, nor one with ``=`` in its name, which no record can have
 links     a file's second name, within the stream, is a hard link to the first
 devices   as they are, fifos too; sockets are left out, for tar knows none
 holes     zeros: the image specification advises against sparse entries, and readers differ
@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from engine.errors import InvalidInput
@@ -89,7 +89,6 @@ class Tar:
             info.type, info.linkname = tarfile.LNKTYPE, os.fsdecode(first)
             self._head(info)
         else:
-            info.pax_headers = {**_time(node.mtime_ns), **dict(_xattrs(node))}
             self._fill(info, path, node)
 
     def _fill(self, info: tarfile.TarInfo, path: bytes, node: Node) -> None:
@@ -99,7 +98,7 @@ class Tar:
             info.devmajor, info.devminor = os.major(node.rdev), os.minor(node.rdev)
         elif node.is_file:
             info.size = node.size
-        self._head(info)
+        self._head(info, {**_time(node.mtime_ns), **dict(_xattrs(node))})
         if node.is_file and node.size:
             _check_holes(path, node)
             self._contents(node.size, _dense(node))
@@ -117,8 +116,14 @@ class Tar:
         parent, slash, name = path.rpartition(b"/")
         self._head(tarfile.TarInfo(os.fsdecode(parent + slash + WHITEOUT + name)))
 
-    def _head(self, info: tarfile.TarInfo) -> None:
-        self._out.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+    def _head(self, info: tarfile.TarInfo, more: Mapping[str, bytes] | None = None) -> None:
+        records = {**_extended(info), **(more or {})}
+        if records:
+            body = b"".join(_record(key.encode(errors="surrogateescape"), records[key]) for key in sorted(records))
+            head = tarfile.TarInfo("././@PaxHeader")
+            head.type, head.size = tarfile.XHDTYPE, len(body)
+            self._out.write(head.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % tarfile.BLOCKSIZE))
+        self._out.write(info.tobuf(tarfile.USTAR_FORMAT))
 
     def _contents(self, size: int, pieces: Iterable[bytes]) -> None:
         for piece in pieces:
@@ -146,22 +151,47 @@ def _storable(entries: Iterable[Entry]) -> Iterator[Entry]:
         )
 
 
-def _xattrs(node: Node) -> Iterator[tuple[str, str]]:
-    """As pax records; a value may be any bytes."""
-    for name, value in sorted(node.xattrs().items()):
-        if name.startswith(_NESTED):
-            name = OVERLAY + name[len(_NESTED) :]  # noqa: PLW2901
-        elif name.startswith(OVERLAY):
-            continue
-        yield f"SCHILY.xattr.{os.fsdecode(name)}", value.decode(errors="surrogateescape")
+def _extended(info: tarfile.TarInfo) -> dict[str, bytes]:
+    """The pax records of what the header has no room for, where there is something else then.
+
+    tarfile would write them too, but with a ``hdrcharset`` for what isn't UTF-8, at which GNU tar warns."""
+    records = {}
+    for field, key in (("name", "path"), ("linkname", "linkpath")):
+        text = getattr(info, field)
+        if len(text) >= tarfile.LENGTH_NAME or not text.isascii():
+            slash = b"/" if field == "name" and info.isdir() else b""
+            records[key] = os.fsencode(text) + slash
+            setattr(info, field, text.encode("ascii", "replace").decode()[: tarfile.LENGTH_NAME - 1])
+    for field, most in (("uid", 8**7), ("gid", 8**7), ("size", 8**11), ("mtime", 8**11)):
+        number = getattr(info, field)
+        if not 0 <= number < most:
+            records[field] = b"%d" % number
+            setattr(info, field, 0)
+    return records
 
 
-def _time(mtime_ns: int) -> dict[str, str]:
+def _record(key: bytes, value: bytes) -> bytes:
+    """``LENGTH KEY=VALUE``, where the length is its own too."""
+    rest = b" %b=%b\n" % (key, value)
+    size = len(rest) + len(str(len(rest)))
+    size = len(rest) + len(str(size))
+    return b"%d%b" % (size, rest)
+
+
+def _xattrs(node: Node) -> Iterator[tuple[str, bytes]]:
+    """As pax records."""
+    for name, value in node.xattrs().items():
+        shown = OVERLAY + name[len(_NESTED) :] if name.startswith(_NESTED) else name
+        if b"=" not in name and (shown is not name or not name.startswith(OVERLAY)):
+            yield f"SCHILY.xattr.{os.fsdecode(shown)}", value
+
+
+def _time(mtime_ns: int) -> dict[str, bytes]:
     """As a pax record, a decimal number, where the header's own field doesn't do."""
     whole, rest = divmod(abs(mtime_ns), 10**9)
     if mtime_ns >= 0 and not rest:
         return {}
-    return {"mtime": f"{'-' if mtime_ns < 0 else ''}{whole}.{rest:09}"}
+    return {"mtime": b"%b%d.%09d" % (b"-" if mtime_ns < 0 else b"", whole, rest)}
 
 
 def _check_holes(path: bytes, node: Node) -> None:

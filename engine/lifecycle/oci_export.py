@@ -51,10 +51,11 @@ def _made(directory: Path) -> Iterator[Path]:
         raise InvalidInput(f"{directory} is there, and not an empty directory", hint="choose another one")
     aside = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}.part")
     try:
-        (aside / "blobs" / "sha256").mkdir(parents=True)
+        aside.mkdir()
     except OSError as error:
         raise InvalidInput(f"{directory}: {error.strerror}") from error
     try:
+        (aside / "blobs" / "sha256").mkdir(parents=True)
         yield aside
         aside.rename(directory)
         store.sync_directory(directory.parent)
