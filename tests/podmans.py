@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Podman:
     """In a mount namespace of its own each time, so that it leaves no mounts."""
 
     def __init__(self, place: Path) -> None:
+        self.place = place
         self._command = ("unshare", "--mount", "podman", "--root", place / "root", "--runroot", place / "run",
                          "--storage-driver", "overlay", "--events-backend", "none", "--runtime", "runc")  # fmt: skip
 
@@ -41,10 +43,11 @@ class Podman:
 
 
 @pytest.fixture
-def podman(tmp_path: Path) -> Iterator[Podman]:
+def podman() -> Iterator[Podman]:
     needed("podman", "runc")
-    yield Podman(tmp_path / "podman")
-    shutil.rmtree(tmp_path / "podman", ignore_errors=True)
+    place = Path(tempfile.mkdtemp(prefix="serac-", dir="/var/tmp"))  # its paths may have no more than 50 characters
+    yield Podman(place)
+    shutil.rmtree(place)
 
 
 def skopeo(*arguments: str | Path) -> str:

@@ -312,7 +312,7 @@ def test_podman_runs_it_and_what_it_saves_comes_back(engine: Engine, tmp_path: P
     seen = inventory(root)
     snapshot = engine.pause("j", mode="filesystem").snapshot
     engine.snapshot_export(snapshot, os.fspath(tmp_path / "image:v1"), format="oci")
-    podman("pull", f"oci:{tmp_path}/image:v1")
+    podman("tag", podman("pull", "--quiet", f"oci:{tmp_path}/image:v1").strip(), "localhost/image:latest")
     script = "cat /renamed/deep/new; ls -d /deleted /moved /replaced/sub /partly/file; ls /replaced /partly"
     command = ("/bin/sh", "-c", f"({script}) 2>/dev/null; :")
     assert podman.run("localhost/image", *command) == "in a renamed directory/partly:\n\n/replaced:\nnew\n"

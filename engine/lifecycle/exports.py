@@ -95,14 +95,15 @@ def _manifest(root: Root, snapshot: Snapshot) -> bytes:
 
 @contextlib.contextmanager
 def written(target: str) -> Iterator[BinaryIO]:
-    """A new file of that name, there when the block is through; what was there before stays until then.
+    """A new file of that name, its owner's alone, there when the block is through; what was there before stays until
+    then.
 
     Raises InvalidInput when it can't be made."""
     if os.path.isdir(target):
         raise InvalidInput(f"{target} is a directory", hint="name a file, or - for standard output")
     aside = f"{target}.{secrets.token_hex(4)}.part"
     try:
-        file = open(aside, "xb")  # noqa: SIM115 - closed below
+        file = open(aside, "xb", opener=_private)  # noqa: SIM115 - closed below
     except OSError as error:
         raise InvalidInput(f"{target}: {error.strerror}") from error
     try:
@@ -114,3 +115,8 @@ def written(target: str) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(aside)
         raise
+
+
+def _private(path: str, flags: int) -> int:
+    """It holds files that only root could read, and memory."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -36,6 +36,7 @@ def export_checkpoint(root: Root, snapshot: Snapshot, out: BinaryIO, *, progress
         run.reader(root, snapshot.base, snapshot.layers) as job,
         trees.forest(root) as forest,
     ):
+        intent.undone()  # there is nothing but the scratch directory
         after = forest.chain(snapshot.base, job.layers)
         try:
             with _processes(root, snapshot) as processes:
@@ -53,9 +54,6 @@ def export_checkpoint(root: Root, snapshot: Snapshot, out: BinaryIO, *, progress
             raise
         except OSError as error:
             raise from_os(error, "export") from error
-        except BaseException:
-            intent.undone()
-            raise
 
 
 @contextlib.contextmanager
