@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -48,6 +49,9 @@ def podman() -> Iterator[Podman]:
     place = Path(tempfile.mkdtemp(prefix="serac-", dir="/var/tmp"))  # its paths may have no more than 50 characters
     yield Podman(place)
     shutil.rmtree(place)
+    for group in Path("/sys/fs/cgroup").glob("*/libpod_parent"):
+        with contextlib.suppress(OSError):  # somebody else's Podman is at work
+            group.rmdir()
 
 
 def skopeo(*arguments: str | Path) -> str:
