@@ -16,6 +16,7 @@ further groups, ``ExposedPorts``, ``Volumes``, ``StopSignal`` and health checks 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
@@ -23,10 +24,10 @@ import msgspec
 
 from engine import base, layers, store
 from engine.base import OciConfig, OciSource
-from engine.errors import Damaged, InvalidInput, from_os
+from engine.errors import Damaged, InUse, InvalidInput, from_os
 from engine.kernel.filesystem import syncfs
 from engine.lifecycle import bases, run, sessions, trees
-from engine.lifecycle.root import Root, now
+from engine.lifecycle.root import NAME, Root, now
 from engine.model import Base, Context, JobSpec, Layer, SessionSpec, Snapshot
 from engine.steps import step
 from engine.tree import Node
@@ -50,8 +51,9 @@ def import_image(root: Root, source: OciSource) -> Snapshot:
     try:
         return _import(root, source, built, config, msgspec.structs.replace(spec, base=built.digest))
     except BaseException:
-        if built.digest not in known:
-            bases.remove(root, built.digest)
+        if built.digest not in known and not root.catalog.base(built.digest).names:
+            with contextlib.suppress(InUse):  # another importer has it
+                bases.remove(root, built.digest)
         raise
 
 
@@ -73,6 +75,7 @@ def _spec(config: OciConfig) -> JobSpec:
 def _import(root: Root, source: OciSource, built: Base, config: OciConfig, spec: JobSpec) -> Snapshot:
     layer = Layer(id=store.new_id(), created=now())
     name = source.path.resolve().name
+    name = name if NAME.fullmatch(name) else "image"
     with trees.opened_base(root, built.digest) as tree:
         first = sessions.main_session(name, spec, built.env, None)
         if first is not None and config.user:
