@@ -1,7 +1,8 @@
 """export --format oci: a snapshot becomes an image, its base one layer and what its job changed another. Nothing is
 committed; the layout is made aside and renamed, and an export that is killed leaves ``DIR.*.part``.
 
-Left out: serac's own directory in a job, names that criu gave to files, processes and their memory, sockets.
+Left out: serac's own directory in a job, names that criu gave to files, processes and their memory, sockets. Holes are
+zeros, and a file that has a name in the base and another one in a directory that was renamed is two files.
 """
 
 from __future__ import annotations
