@@ -39,6 +39,7 @@ Strategy = Literal["reuse", "stack"]
 Mode = Literal["auto", "process", "filesystem"]
 Memory = Literal["auto", "eager", "lazy"]
 Archiving = Literal["background", "wait", "never"]
+Format = Literal["serac", "oci", "podman"]
 
 
 class JobState(enum.StrEnum):

@@ -16,6 +16,7 @@ from engine.model import (
     Archiving,
     Collected,
     FileChange,
+    Format,
     JobState,
     PauseResult,
     Snapshot,
@@ -109,22 +110,34 @@ class Snapshots:
         return diff.diff(self._root, ref, other)
 
     def snapshot_export(
-        self, ref: str, target: str | BinaryIO, *, with_base: bool = False, progress: Progress | None = None
+        self,
+        ref: str,
+        target: str | BinaryIO,
+        *,
+        format: Format = "serac",  # noqa: A002 - the option's name
+        with_base: bool = False,
+        progress: Progress | None = None,
     ) -> Snapshot:
-        """Write a snapshot, archived first if it isn't, to a file (whole or not at all) or into a stream. Raises
-        InvalidInput, NotFound, NoSpace, Damaged."""
+        """Write a snapshot to a file (whole or not at all) or into a stream: in serac's own format, archived first if
+        it isn't; with ``oci`` into a new directory, ``DIR[:TAG]``, as an image layout that has the base and the files;
+        with ``podman`` as a checkpoint archive of its processes. Raises InvalidInput, NotFound, NoSpace, Damaged."""
         from engine.lifecycle import exports
 
-        return exports.export(self._root, ref, target, with_base=with_base, progress=progress)
+        return exports.export(self._root, ref, target, format=format, with_base=with_base, progress=progress)
 
     def snapshot_import(
         self, source: str | BinaryIO, *, trust: bool = False, progress: Progress | None = None
     ) -> Snapshot:
         """Take a snapshot that was exported, from a file or a stream, when every byte is verified; it is pinned. The
         same one again is no error. ``trust``: take privileges that it asks for, and devices in it. Raises Damaged,
-        NotFound (its base), NameTaken, InvalidInput, NoSpace, Busy; nothing is changed then."""
-        from engine.lifecycle import imports
+        NotFound (its base), NameTaken, InvalidInput, NoSpace, Busy; nothing is changed then.
 
+        ``DIR[:TAG]``, an OCI image layout, becomes a base without a name and a snapshot over it that has changed
+        nothing; each time a new one. Raises ToolMissing and ToolFailed too."""
+        from engine.lifecycle import imports, oci_import
+
+        if isinstance(source, str) and (image := oci_import.layout(source)) is not None:
+            return oci_import.import_image(self._root, image)
         return imports.import_snapshot(self._root, source, trust=trust, progress=progress)
 
     def collect(self, *, dry_run: bool = False) -> list[Collected]:

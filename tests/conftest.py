@@ -52,7 +52,7 @@ def kernel_features() -> list[str]:
 
 
 def tools() -> Iterator[str]:
-    for name in ("criu", "mkfs.erofs", "mmdebstrap", "umoci", "nft", "vagrant"):
+    for name in ("criu", "mkfs.erofs", "mmdebstrap", "umoci", "nft", "skopeo", "podman", "runc", "vagrant"):
         found = shutil.which(name, path=f"{SETUP_BIN}:{os.environ['PATH']}")
         yield found or f"NO {name}"
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.base import debian, oci, trees
+from engine.base.oci import OciConfig, architecture, image_config
 from engine.base.skeleton import NODES, prepare
-from engine.base.source import DebianSource, DirSource, OciSource, Source, TarSource
+from engine.base.source import DebianSource, DirSource, OciSource, Source, TarSource, layout_and_tag
 from engine.base.warming import warm
 from engine.errors import InvalidInput, from_os
 
@@ -23,9 +24,13 @@ __all__ = [
     "NODES",
     "DebianSource",
     "DirSource",
+    "OciConfig",
     "OciSource",
     "Source",
     "TarSource",
+    "architecture",
+    "image_config",
+    "layout_and_tag",
     "prepare",
     "unpack",
     "unpack_stream",

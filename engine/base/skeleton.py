@@ -50,11 +50,11 @@ def prepare(tree: Path) -> None:
 
     What it adds bears no date, and directories keep theirs: the same tree gives the same base on any day."""
     try:
-        _remove_devices(tree)
         for path, mode in DIRECTORIES.items():
             with _directory(tree, os.path.dirname(path)) as parent:
                 _make_directory(parent, path, mode)
         with _directory(tree, "dev") as dev:
+            _remove_devices(tree)
             _fill_dev(dev)
         with _directory(tree, "etc") as etc:
             _fill_etc(etc)

@@ -36,3 +36,11 @@ class DirSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Source = DebianSource | TarSource | OciSource | DirSource
+
+
+def layout_and_tag(text: str) -> tuple[Path, str]:
+    """Of ``DIR[:TAG]``, where a tag can't hold a slash and a directory may hold a colon."""
+    path, colon, tag = text.rpartition(":")
+    if not colon or "/" in tag or Path(text).is_dir():
+        return Path(text), "latest"
+    return Path(path), tag

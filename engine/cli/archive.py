@@ -76,17 +76,22 @@ def _add_images(snapshots: Verbs) -> None:
 def _add_transport(snapshots: Verbs) -> None:
     exported = snapshots.add(
         "export", export, "write a snapshot to a file, to be imported elsewhere",
-        more="It is archived first, if it isn't yet. The file has all of it but the base.",
+        more="It is archived first, if it isn't yet. The file has all of it but the base. Format oci makes an image "
+        "layout with the base and the files, in a new directory DIR[:TAG]; podman a checkpoint archive, for tools "
+        "that read such.",
         examples="serac snapshot export 4f0c2a91 build.serac\n"
+        "serac snapshot export --format oci 4f0c2a91 ./build:v1\n"
         "serac snapshot export --with-base 4f0c2a91 - | ssh host serac snapshot import -",
     )  # fmt: skip
     _add_snapshot(exported)
     exported.add_argument("target", metavar="FILE", help="a file, or - for standard output")
+    exported.add_argument("--format", choices=("serac", "oci", "podman"), default="serac", help="default: serac")
     exported.add_argument("--with-base", action="store_true", help="take the base along")
     imported = snapshots.add(
         "import", import_, "take a snapshot that was exported",
         more="Every byte is verified before anything of it is used. It is pinned; `serac resume SNAP` makes a job of "
-        "it. Processes are restored as they were written: take them only from whom you would let run commands here.",
+        "it. An OCI image layout, DIR[:TAG], becomes a base and a snapshot over it. Processes are restored as they "
+        "were written: take them only from whom you would let run commands here.",
         examples="serac snapshot import build.serac\n"
         "ssh host serac snapshot export 4f0c2a91 - | serac snapshot import -",
     )  # fmt: skip
@@ -178,7 +183,7 @@ def export(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine, Progress(out) as progress:
         snapshot = engine.snapshot_export(
             args.snapshot, sys.stdout.buffer if to_stdout else args.target,
-            with_base=args.with_base, progress=partial(progress, "export"),
+            format=args.format, with_base=args.with_base, progress=partial(progress, "export"),
         )  # fmt: skip
     if not to_stdout:
         out.value({"snapshot": snapshot.id, "archive": snapshot.archive, "file": args.target}, f"wrote {args.target}")

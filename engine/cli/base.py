@@ -74,7 +74,7 @@ def build(args: Namespace, out: Output) -> int:
 
 def _source(args: Namespace) -> Source | SnapshotSource:
     """Exactly one of the options is set, argparse saw to it."""
-    from engine.base import DebianSource, DirSource, OciSource, TarSource
+    from engine.base import DebianSource, DirSource, OciSource, TarSource, layout_and_tag
     from engine.model import SnapshotSource
 
     if args.include and not args.debian:
@@ -86,17 +86,9 @@ def _source(args: Namespace) -> Source | SnapshotSource:
     if args.dir:
         return DirSource(path=Path(args.dir))
     if args.oci:
-        path, tag = _oci(args.oci)
+        path, tag = layout_and_tag(args.oci)
         return OciSource(path=path, tag=tag)
     return SnapshotSource(snapshot=args.snapshot)
-
-
-def _oci(layout: str) -> tuple[Path, str]:
-    """A tag can't hold a slash, a directory before a colon can."""
-    path, colon, tag = layout.rpartition(":")
-    if not colon or "/" in tag or Path(layout).is_dir():
-        return Path(layout), "latest"
-    return Path(path), tag
 
 
 def ls(args: Namespace, out: Output) -> int:

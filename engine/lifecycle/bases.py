@@ -30,9 +30,11 @@ Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, of how much (0 = unknown)"""
 
 
-def build(root: Root, name: str, source: Source | SnapshotSource, *, progress: Progress | None = None) -> Base:
-    check_name(name)
-    with root.intent(f"base-{name}", scratch=True) as intent:
+def build(root: Root, name: str | None, source: Source | SnapshotSource, *, progress: Progress | None = None) -> Base:
+    """``name`` None: the base has none, unless it was there before."""
+    if name is not None:
+        check_name(name)
+    with root.intent(f"base-{name or store.new_id()}", scratch=True) as intent:
         image = intent.path / "image"
         try:
             env = _make_image(root, source, image, progress)
@@ -46,7 +48,8 @@ def build(root: Root, name: str, source: Source | SnapshotSource, *, progress: P
             with step("base.commit"), root.catalog.transaction(durable=True) as transaction:
                 size = _size(root.bases / digest)
                 transaction.put_base(Base(digest=digest, size=size, source=describe(source), created=now(), env=env))
-                transaction.put_tag(name, digest)
+                if name is not None:
+                    transaction.put_tag(name, digest)
     return root.catalog.base(digest)
 
 

@@ -8,30 +8,55 @@ The images are read as they lie in the store. While that goes on the snapshot is
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 from engine import archive
 from engine.archive import stream
 from engine.errors import Damaged, InvalidInput, from_os
-from engine.lifecycle import archiving, run
+from engine.lifecycle import archiving, oci_export, podman_export, run
 from engine.lifecycle.archiving import Progress
 from engine.lifecycle.root import Root
-from engine.model import Snapshot
+from engine.model import Format, Snapshot
 
 
 def export(
-    root: Root, ref: str, target: str | BinaryIO, *, with_base: bool = False, progress: Progress | None = None
+    root: Root,
+    ref: str,
+    target: str | BinaryIO,
+    *,
+    format: Format = "serac",  # noqa: A002 - the option's name
+    with_base: bool = False,
+    progress: Progress | None = None,
 ) -> Snapshot:
-    """Write a snapshot to a file, or to a stream that is open for writing; it is archived first, where it isn't yet.
+    """Write a snapshot in serac's own format (archived first, where it isn't yet), or in another engine's.
 
-    Raises NotFound, InvalidInput (the target), NoSpace, Damaged."""
-    snapshot = archiving.archive_snapshot(root, ref, progress=progress)
-    with run.reader(root, snapshot.base, snapshot.layers), contextlib.ExitStack() as stack:
-        out = stack.enter_context(written(target)) if isinstance(target, str) else target
+    ``target``: a file, or a stream that is open for writing; with ``oci``, whose image always has the base in it,
+    ``DIR[:TAG]``. Raises NotFound, InvalidInput, NoSpace, Damaged."""
+    if format == "oci":
+        return oci_export.export_image(root, ref, target, progress=progress)
+    if format == "serac":
+        snapshot = archiving.archive_snapshot(root, ref, progress=progress)
+        write = functools.partial(_export, root, snapshot, with_base=with_base, progress=progress)
+    elif format == "podman" and not with_base:
+        snapshot = podman_export.check(root.catalog.snapshot(ref))
+        write = functools.partial(podman_export.export_checkpoint, root, snapshot, progress=progress)
+    else:
+        what = "the base isn't in a checkpoint archive" if with_base else f"no format {format!r}"
+        raise InvalidInput(what, hint=f"formats: {', '.join(get_args(Format))}")
+    with contextlib.ExitStack() as stack:
+        write(out=stack.enter_context(written(target)) if isinstance(target, str) else target)
+    return snapshot
+
+
+def _export(
+    root: Root, snapshot: Snapshot, *, out: BinaryIO, with_base: bool, progress: Progress | None = None
+) -> None:
+    with run.reader(root, snapshot.base, snapshot.layers):
         directories = _images(root, snapshot, with_base=with_base)
         total = sum(_size(directory) for directory in directories)
         tick = None if progress is None else lambda done: progress(done, total)
@@ -41,7 +66,6 @@ def export(
             raise
         except OSError as error:
             raise from_os(error, "export") from error
-    return snapshot
 
 
 def _images(root: Root, snapshot: Snapshot, *, with_base: bool) -> list[Path]:
@@ -71,14 +95,15 @@ def _manifest(root: Root, snapshot: Snapshot) -> bytes:
 
 @contextlib.contextmanager
 def written(target: str) -> Iterator[BinaryIO]:
-    """A new file of that name, there when the block is through; what was there before stays until then.
+    """A new file of that name, its owner's alone, there when the block is through; what was there before stays until
+    then.
 
     Raises InvalidInput when it can't be made."""
     if os.path.isdir(target):
         raise InvalidInput(f"{target} is a directory", hint="name a file, or - for standard output")
     aside = f"{target}.{secrets.token_hex(4)}.part"
     try:
-        file = open(aside, "xb")  # noqa: SIM115 - closed below
+        file = open(aside, "xb", opener=_private)  # noqa: SIM115 - closed below
     except OSError as error:
         raise InvalidInput(f"{target}: {error.strerror}") from error
     try:
@@ -90,3 +115,8 @@ def written(target: str) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(aside)
         raise
+
+
+def _private(path: str, flags: int) -> int:
+    """It holds files that only root could read, and memory."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -6,20 +6,22 @@ the other are one tree (`merged`), two trees have differences (`differences`), a
 deeper than Python's recursion and its paths longer than PATH_MAX.
 """
 
-from engine.tree.difference import Change, Kind, differences
+from engine.tree.difference import Change, Kind, below, differences
 from engine.tree.directory import open_directory
 from engine.tree.image import open_image, sound
 from engine.tree.layered import Merged, flattened, merged
-from engine.tree.node import OVERLAY, Node, without
+from engine.tree.node import OVERLAY, PIECE, Node, without
 from engine.tree.writer import Written, write_image
 
 __all__ = [
     "OVERLAY",
+    "PIECE",
     "Change",
     "Kind",
     "Merged",
     "Node",
     "Written",
+    "below",
     "differences",
     "flattened",
     "merged",

@@ -43,11 +43,11 @@ def differences(before: Merged, after: Merged) -> Iterator[Change]:
         change = _compared(path or b"/", old, new)
         if change is not None:
             yield change
-        below = _below(old, new)
-        waiting.extend((path + b"/" + name, *nodes) for name, nodes in sorted(below.items(), reverse=True))
+        inside = below(old, new)
+        waiting.extend((path + b"/" + name, *nodes) for name, nodes in sorted(inside.items(), reverse=True))
 
 
-def _below(old: Node | None, new: Node | None) -> dict[bytes, tuple[Node | None, Node | None]]:
+def below(old: Node | None, new: Node | None) -> dict[bytes, tuple[Node | None, Node | None]]:
     """What may differ in two directories, by name."""
     directories = [node for node in (old, new) if isinstance(node, Merged) and node.is_directory]
     if not directories:
