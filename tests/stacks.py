@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import census
 import overlays
 
 from engine import archive, layers
+from engine.errors import Damaged
 from engine.tree import Node, open_directory, open_image
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -89,3 +93,51 @@ def is_image(layer: Path) -> bool:
 def build(root: Node, into: Path) -> Path:
     archive.build_image(root, into)
     return into
+
+
+@dataclass(frozen=True)
+class Alone:
+    """An image in the stead of an overlay."""
+
+    image: Path
+
+    def mount(self, target: Path) -> None:
+        mount_image(self.image, target)
+
+
+def seen(image: Path) -> census.Census:
+    """What the kernel shows of an image."""
+    (found,) = overlays.inside(Alone(image), census.take)
+    return found
+
+
+def count(top: Path) -> int:
+    return sum(1 for _ in census.walk(top))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A directory in the stead of an overlay."""
+
+    directory: Path
+
+    def mount(self, target: Path) -> None:
+        subprocess.run(["mount", "--bind", self.directory, target], check=True)
+
+
+def refusals(top: Path) -> list[str]:
+    """What is said of a directory below which something is mounted: of all that it has, and of that alone."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", top / "below"], check=True)
+    try:
+        return list(_refusals(top))
+    finally:
+        subprocess.run(["umount", top / "below"], check=True)
+
+
+def _refusals(top: Path) -> Iterator[str]:
+    with open_directory(top) as root:
+        for call in (root.children, partial(root.child, b"below")):
+            try:
+                call()
+            except Damaged as error:
+                yield str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections import OrderedDict
@@ -111,11 +112,16 @@ class _DirectoryNode(Node):
             while True:
                 try:
                     start = os.lseek(fd, end, os.SEEK_DATA)
-                except OSError:  # ENXIO: only a hole is left
+                except OSError as error:
+                    if error.errno != errno.ENXIO:
+                        raise
+                    return  # only a hole is left
+                if start >= self.size:
                     return
                 end = os.lseek(fd, start, os.SEEK_HOLE)
                 start -= start % BLOCK
-                yield start, min(end + -end % BLOCK, self.size) - start
+                end += -end % BLOCK
+                yield start, min(end, self.size) - start
 
     def read(self, offset: int, length: int) -> Iterator[bytes]:
         with self._contents() as fd:
@@ -142,23 +148,27 @@ class _DirectoryNode(Node):
     def children(self) -> list[tuple[bytes, Node]]:
         fd = self._opened.fd(self._place)
         with os.scandir(fd) as entries:
-            found = [(os.fsencode(entry.name), self._below(entry)) for entry in entries]
+            found = [
+                (os.fsencode(entry.name), self._below(entry.name, entry.stat(follow_symlinks=False)))
+                for entry in entries
+            ]
         found.sort(key=_name)
         return found
 
-    def _below(self, entry: os.DirEntry[str]) -> Node:
-        status = entry.stat(follow_symlinks=False)
+    def _below(self, name: str, status: os.stat_result) -> Node:
         if status.st_dev != self._opened.device:
-            raise Damaged(f"something is mounted on {entry.name[:80]!r}")
-        return _DirectoryNode(self._opened, self._place, entry.name, status)
+            raise Damaged(f"something is mounted on {name[:80]!r}")
+        return _DirectoryNode(self._opened, self._place, name, status)
 
     def child(self, name: bytes) -> Node | None:
         text = os.fsdecode(name)
         try:
             status = os.stat(text, dir_fd=self._opened.fd(self._place), follow_symlinks=False)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+                raise
             return None
-        return _DirectoryNode(self._opened, self._place, text, status)
+        return self._below(text, status)
 
 
 def _name(named: tuple[bytes, Node]) -> bytes:

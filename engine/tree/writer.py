@@ -21,9 +21,10 @@ from engine.tree import erofs
 from engine.tree.blob import Blob, Digested, Run
 from engine.tree.node import BLOCK, PIECE, Node, portable
 
+XATTR_MAX = 0xFFFF
+"""bytes of an extended attribute's value; the kernel itself takes one more"""
 XATTRS_MAX = 4 * 0xFFFF
 """bytes of an inode's extended attributes"""
-_DEVICE = erofs.SUPER_OFFSET + erofs.SUPER.size
 
 
 class Written(NamedTuple):
@@ -61,7 +62,7 @@ class _Due(NamedTuple):
 class _Writer:
     def __init__(self, blob: Blob) -> None:
         self._blob = blob
-        self._meta = bytearray(_DEVICE + erofs.DEVICE.size)
+        self._meta = bytearray(erofs.SUPER_OFFSET + erofs.HEAD)
         self._apart = bytearray()
         """blocks of directories and links, which follow when all inodes are written"""
         self._addresses: list[tuple[int, int]] = []
@@ -102,13 +103,8 @@ class _Writer:
             erofs.NUMBER.pack_into(meta, at, first + block)
         meta += self._apart
         blocks = len(meta) // BLOCK
-        erofs.SUPER.pack_into(
-            meta, erofs.SUPER_OFFSET,
-            erofs.MAGIC, 0, erofs.COMPAT_MTIME, BLOCK.bit_length() - 1, 0, self._root, self._inodes, 0, 0, blocks, 0, 0,
-            bytes(16), bytes(16), erofs.INCOMPAT_CHUNKED | erofs.INCOMPAT_DEVICES, 0, 1, _DEVICE // erofs.DEVICE.size,
-            0, 0, 0, 0, bytes(24),
-        )  # fmt: skip
-        erofs.DEVICE.pack_into(meta, _DEVICE, bytes(64), blob.size // BLOCK, blocks, bytes(56))
+        head = erofs.head(root=self._root, inodes=self._inodes, blocks=blocks, blob_blocks=blob.size // BLOCK)
+        meta[erofs.SUPER_OFFSET : erofs.SUPER_OFFSET + erofs.HEAD] = head
         digest = hashlib.sha256(meta)
         digest.update(blob.sha256.encode())
         at = erofs.SUPER_OFFSET + erofs.SUPER_UUID
@@ -165,7 +161,8 @@ class _Writer:
         xattrs = _xattrs(node)
         whole = len(data) - len(data) % BLOCK
         head = erofs.INODE.size + len(xattrs)
-        inline = head + len(data) - whole <= BLOCK
+        # Inline data that ends with a block would have all of that block behind the inode.
+        inline = whole < len(data) and head + len(data) - whole <= BLOCK
         if not inline:
             whole = len(data) + -len(data) % BLOCK
         apart = len(self._apart)
@@ -213,6 +210,8 @@ def _xattrs(node: Node) -> bytes:
         if prefix is None:
             continue
         rest = name[len(erofs.PREFIXES[prefix]) :]
+        if len(value) > XATTR_MAX:
+            raise InvalidInput(f"an extended attribute has {len(value)} bytes", hint=f"{XATTR_MAX} is the most")
         encoded += erofs.XATTR.pack(len(rest), prefix, len(value)) + rest + value
         encoded += bytes(-len(encoded) % 4)
     if len(encoded) > XATTRS_MAX:
