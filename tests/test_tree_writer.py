@@ -307,13 +307,12 @@ def test_a_tick_that_raises_leaves_no_thread(tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large_leaves_no_thread(tmp_path: Path) -> None:
     before = threading.active_count()
+    tree = made.directory(a=made.file(random.Random(2).randbytes(8 << 20)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            write_image(
-                made.directory(a=made.file(random.Random(2).randbytes(8 << 20))), tmp_path / "meta", tmp_path / "blob"
-            )
+            write_image(tree, tmp_path / "meta", tmp_path / "blob")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert threading.active_count() == before
