@@ -18,7 +18,7 @@ import stacks
 from engine.tree import Change, Kind, Merged, Node, differences, merged, open_directory
 from engine.tree.node import OPAQUE, REDIRECT
 
-SEEDS = int(os.environ.get("SERAC_TEST_SEEDS", "6"))
+SEEDS = int(os.environ.get("SERAC_TEST_SEEDS", "4"))
 """more are for a longer search"""
 ROUNDS = 3
 WHEN = 1_234_567_890_123_456_789

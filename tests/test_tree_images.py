@@ -20,7 +20,7 @@ from engine import archive
 from engine.tree import Node, flattened, merged, open_directory, sound
 from engine.tree.node import portable
 
-SEEDS = int(os.environ.get("SERAC_TEST_SEEDS", "12"))
+SEEDS = int(os.environ.get("SERAC_TEST_SEEDS", "8"))
 """more are for a longer search"""
 ROUNDS = 3
 BOUNDS = ((0, 3), (1, 3), (0, 2), (1, 2))

@@ -161,6 +161,11 @@ def test_extents_are_found_again(tmp_path: Path) -> None:
     assert len((image / "meta.erofs").read_bytes()) < 1 << 20
 
 
+def test_a_file_whose_holes_would_fill_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="too many places"):
+        build(made.directory(sparse=made.Sparse(1 << 62, {1 << 50: b"data"})), tmp_path)
+
+
 @root_only
 def test_files_of_whole_blocks_and_nearly_so(tmp_path: Path) -> None:
     sizes = [blocks * BLOCK + more for blocks in (1, 2, 3, 255, 256, 257, 513) for more in (-1, 0, 1)]

@@ -107,7 +107,8 @@ class _DirectoryNode(Node):
             if self.size:
                 yield 0, self.size
             return
-        with self._contents() as fd:
+        fd = self._open()
+        try:
             end = 0
             while True:
                 try:
@@ -122,28 +123,31 @@ class _DirectoryNode(Node):
                 start -= start % BLOCK
                 end += -end % BLOCK
                 yield start, min(end, self.size) - start
+        finally:
+            os.close(fd)
 
     def read(self, offset: int, length: int) -> Iterator[bytes]:
-        with self._contents() as fd:
+        fd = self._open()
+        try:
             while length:
-                piece = os.pread(fd, min(length, PIECE), offset)
-                while len(piece) < min(length, PIECE):
-                    more = os.pread(fd, min(length, PIECE) - len(piece), offset + len(piece))
+                want = min(length, PIECE)
+                piece = os.pread(fd, want, offset)
+                while len(piece) < want:
+                    more = os.pread(fd, want - len(piece), offset + len(piece))
                     if not more:
                         raise Damaged(f"{self._name[:80]!r} became shorter while it was read")
                     piece += more
                 yield piece
-                offset, length = offset + len(piece), length - len(piece)
-
-    @contextlib.contextmanager
-    def _contents(self) -> Iterator[int]:
-        fd = os.open(self._name, _FILE, dir_fd=self._opened.fd(self._within))
-        try:
-            if os.fstat(fd).st_ino != self._inode:
-                raise Damaged(f"{self._name[:80]!r} was replaced while it was read")
-            yield fd
+                offset, length = offset + want, length - want
         finally:
             os.close(fd)
+
+    def _open(self) -> int:
+        fd = os.open(self._name, _FILE, dir_fd=self._opened.fd(self._within))
+        if os.fstat(fd).st_ino != self._inode:
+            os.close(fd)
+            raise Damaged(f"{self._name[:80]!r} was replaced while it was read")
+        return fd
 
     def children(self) -> list[tuple[bytes, Node]]:
         fd = self._opened.fd(self._place)

@@ -11,8 +11,9 @@ are filled in as they become known. The metadata is held in memory until all of 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import stat
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -225,10 +226,10 @@ def _directory_data(named: list[tuple[bytes, Node]]) -> tuple[bytes, list[int]]:
     """A directory's blocks, with the names and types of its entries, and where each entry's nid belongs.
 
     A block has its entries first and their names behind them."""
-    data, places = bytearray(), []
-    while named:
-        count = _fitting(named)
-        block, named = named[:count], named[count:]
+    data, places, start = bytearray(), [], 0
+    while start < len(named):
+        count = _fitting(itertools.islice(named, start, None))
+        block, start = named[start : start + count], start + count
         data += bytes(-len(data) % BLOCK)
         name_at = count * erofs.DIRENT.size
         for name, node in block:
@@ -239,14 +240,15 @@ def _directory_data(named: list[tuple[bytes, Node]]) -> tuple[bytes, list[int]]:
     return bytes(data), places
 
 
-def _fitting(named: list[tuple[bytes, Node]]) -> int:
+def _fitting(named: Iterable[tuple[bytes, Node]]) -> int:
     """How many of the entries one block holds."""
-    room = BLOCK
-    for count, (name, _) in enumerate(named):
+    room, count = BLOCK, 0
+    for name, _ in named:
         room -= erofs.DIRENT.size + len(name)
         if room < 0:
-            return count
-    return len(named)
+            break
+        count += 1
+    return count
 
 
 def _chunk_index(runs: list[Run], blocks: int) -> tuple[int, bytes]:
