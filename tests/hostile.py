@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,23 @@ from pathlib import Path
 from engine.tree import Node, erofs, open_directory, open_image, sound, write_image
 
 BLOCK = 4096
+
+
+def plant(tree: Path) -> Path:
+    (tree / "directory/inner").mkdir(parents=True)
+    (tree / "file").write_bytes(os.urandom(10_000))
+    os.truncate(tree / "file", 100 * BLOCK)
+    (tree / "empty").touch()
+    (tree / "link").symlink_to("file")
+    (tree / "long").symlink_to("s/" * 2047 + "t")
+    os.link(tree / "file", tree / "directory/hard")
+    os.mkfifo(tree / "fifo")
+    os.setxattr(tree / "file", "user.name", b"value")
+    os.setxattr(tree / "file", "user.other", b"another value")
+    (tree / "crowd").mkdir()
+    for number in range(300):
+        (tree / f"crowd/{number:030}").touch()
+    return tree
 
 
 class Image:
