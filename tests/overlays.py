@@ -14,11 +14,17 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from engine import layers
 
 TESTS = Path(__file__).resolve().parent
+
+
+class Mountable(Protocol):
+    """Goes by pickle, too."""
+
+    def mount(self, target: Path) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,7 @@ class Overlay:
         subprocess.run(["mount", "-t", "overlay", "-o", ",".join(options), "overlay", target], check=True)
 
 
-def inside(overlay: Overlay, *calls: Callable[[Path], Any]) -> list[Any]:
+def inside(overlay: Mountable, *calls: Callable[[Path], Any]) -> list[Any]:
     """What each call gave for the directory where the overlay was mounted, in turn on one mount. Calls and results go
     by pickle: functions of modules here, or `functools.partial` of them."""
     with tempfile.TemporaryDirectory(prefix="serac-test-") as target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from engine.tree import Merged, Node, below
+from engine.tree import Merged, Node, below, layers_in_common
 
 
 class Entry(NamedTuple):
@@ -21,16 +21,16 @@ def changes(before: Merged | None, after: Merged, *, but: Collection[bytes] = ()
 
     All is there that another layer has a part in, be it equal: files that are one inode are one again only if all of
     their names are written, and directories keep their times."""
+    common = layers_in_common(before, after) if before is not None else 0
     waiting: list[tuple[bytes, Node | None, Node]] = [(b"", before, after)]
     while waiting:
         path, old, new = waiting.pop()
-        if old is not None and old.key == new.key:
-            continue
-        yield Entry(path, new)
+        if old is None or old.key != new.key:
+            yield Entry(path, new)
         if not new.is_directory:
             continue
         inside = []
-        for name, (was, now) in sorted(below(old, new).items()):
+        for name, (was, now) in sorted(below(old, new, common).items()):
             place = path + b"/" + name if path else name
             if place in but:
                 continue

@@ -6,7 +6,7 @@ the other are one tree (`merged`), two trees have differences (`differences`), a
 deeper than Python's recursion and its paths longer than PATH_MAX.
 """
 
-from engine.tree.difference import Change, Kind, below, differences
+from engine.tree.difference import Change, Kind, below, differences, layers_in_common
 from engine.tree.directory import open_directory
 from engine.tree.image import open_image, sound
 from engine.tree.layered import Merged, flattened, merged
@@ -24,6 +24,7 @@ __all__ = [
     "below",
     "differences",
     "flattened",
+    "layers_in_common",
     "merged",
     "open_directory",
     "open_image",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.errors import InvalidInput
 from engine.tree.node import BLOCK, PIECE, Node
 
 KNOWN_MAX = 1 << 20
@@ -17,10 +18,16 @@ COARSE_MIN = 64 << 10
 """bytes of a file's holes that may become zeros where that makes its index smaller; as many as it has data, if more"""
 CHUNKS_MAX = 1 << 21
 """of a file with holes"""
+ZEROS_MAX = 4 << 30
+"""bytes of holes that become zeros in a file so large that its chunks are; as many as it has data, if more"""
 AHEAD = 8
 """pieces that wait to be written"""
 REPORT = 8 << 20
 """bytes between two calls of ``tick``"""
+
+
+_sha256 = hashlib.sha256
+_ZEROS = bytes(BLOCK)
 
 
 class Digested(NamedTuple):
@@ -59,47 +66,49 @@ class Blob:
 
     def store(self, node: Node) -> list[Run]:
         """A file's contents, equal blocks once and holes not at all."""
-        extents = list(node.extents())
-        width = 1 if extents == [(0, node.size)] else _width(node.size, extents)
+        extents, width = list(node.extents()), 1
+        if extents != [(0, node.size)]:
+            width = _width(node.size, extents)
+            extents = _rounded(extents, width * BLOCK, node.size)
         runs: list[Run] = []
-        for offset, length in _rounded(extents, width * BLOCK, node.size):
+        for offset, length in extents:
             place = offset // BLOCK
             for piece in node.read(offset, length):
                 self._report(len(piece))
-                for address, count in self._add(piece, once=width == 1):
-                    _append(runs, Run(place, count, address))
-                    place += count
+                if width == 1:
+                    self._add_once(place, piece, runs)
+                else:
+                    self._add(place, piece, runs)
+                place += -(-len(piece) // BLOCK)
         return runs
 
-    def _add(self, piece: bytes, *, once: bool) -> Iterable[tuple[int, int]]:
-        """Where its blocks lie in the blob, in their order: address and count."""
-        piece += bytes(-len(piece) % BLOCK)
-        if not once:
-            address = self._blocks
-            self._file.add(piece)
-            self._blocks += len(piece) // BLOCK
-            return [(address, len(piece) // BLOCK)]
-        return self._add_once(piece)
+    def _add(self, place: int, piece: bytes, runs: list[Run]) -> None:
+        count = self._file.add_blocks(piece)
+        _append(runs, Run(place, count, self._blocks))
+        self._blocks += count
 
-    def _add_once(self, piece: bytes) -> list[tuple[int, int]]:
-        known, view, places = self._known, memoryview(piece), []
-        fresh = 0
+    def _add_once(self, place: int, piece: bytes, runs: list[Run]) -> None:
+        """Blocks that are in the blob already aren't added."""
+        known, unused, view = self._known, self._blocks, memoryview(piece)
+        fresh, begin, start = 0, place, -1
         for at in range(0, len(piece), BLOCK):
-            digest = hashlib.sha256(view[at : at + BLOCK]).digest()
-            address = known.get(digest)
-            if address is None:
-                address = self._blocks + fresh
-                fresh += 1
-                if len(known) < KNOWN_MAX:
+            digest = _sha256(view[at : at + BLOCK]).digest()
+            address = known.get(digest, unused)
+            if address == unused:
+                unused += 1
+                if address < KNOWN_MAX:
                     known[digest] = address
-                places.append((address, 1))
-                continue
-            self._file.add(view[at - fresh * BLOCK : at])
-            self._blocks, fresh = self._blocks + fresh, 0
-            places.append((address, 1))
-        self._file.add(view[len(piece) - fresh * BLOCK :])
-        self._blocks += fresh
-        return places
+            else:
+                self._file.add_blocks(view[fresh:at])
+                fresh = at + BLOCK
+            if address != start + place - begin:
+                if start >= 0:
+                    _append(runs, Run(begin, place - begin, start))
+                begin, start = place, address
+            place += 1
+        self._file.add_blocks(view[fresh:])
+        _append(runs, Run(begin, place - begin, start))
+        self._blocks = unused
 
     def _report(self, size: int) -> None:
         self._read += size
@@ -121,7 +130,7 @@ def _width(size: int, extents: list[tuple[int, int]]) -> int:
 
     Every chunk has an entry of 8 bytes in the index, and what of a hole shares a chunk with data becomes zeros."""
     blocks, data = -(-size // BLOCK), sum(length for _, length in extents)
-    best, lowest = 1, 8 * blocks
+    best, lowest, added = 1, 8 * blocks, 0
     width = 1
     while width < blocks:
         width *= 2
@@ -130,7 +139,9 @@ def _width(size: int, extents: list[tuple[int, int]]) -> int:
         if zeros > max(data, COARSE_MIN) and 2 * chunks <= CHUNKS_MAX:
             break
         if 8 * chunks + zeros < lowest or 2 * chunks > CHUNKS_MAX:
-            best, lowest = width, 8 * chunks + zeros
+            best, lowest, added = width, 8 * chunks + zeros, zeros
+    if added > max(data, ZEROS_MAX):
+        raise InvalidInput(f"a file of {size} bytes has data in too many places between its holes", hint="remove it")
     return best
 
 
@@ -154,32 +165,47 @@ class _DigestedFile:
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
-        self._buffer = bytearray()
+        self._parts: list[bytes | memoryview] = []
+        """of the piece that is next"""
+        self._room = PIECE
         self._whole, self._size, self._pieces = hashlib.sha256(), 0, list[str]()
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
         self._file.close()
 
-    def add(self, data: bytes | memoryview) -> None:
-        self._buffer += data
-        while len(self._buffer) >= PIECE:
-            self._send(bytes(memoryview(self._buffer)[:PIECE]))
-            del self._buffer[:PIECE]
+    def add_blocks(self, data: bytes | memoryview) -> int:
+        """Data and what its last block lacks; how many blocks there were."""
+        size = len(data)
+        lacking = -size % BLOCK
+        if size > self._room:
+            data, rest = memoryview(data)[: self._room], memoryview(data)[self._room :]
+            self._parts.append(data)
+            self._send()
+            data = rest
+        self._parts.append(data)
+        self._room -= len(data) + lacking
+        if lacking:
+            self._parts.append(_ZEROS[:lacking])
+        if not self._room:
+            self._send()
+        return (size + lacking) // BLOCK
 
     def finish(self) -> tuple[Digested, tuple[str, ...]]:
-        if self._buffer:
-            self._send(bytes(self._buffer))
+        if self._parts:
+            self._send()
         while self._waiting:
             self._waiting.popleft().result()
         return Digested(self._whole.hexdigest(), self._size), tuple(self._pieces)
 
-    def _send(self, piece: bytes) -> None:
-        self._waiting.append(self._thread.submit(self._put, piece))
+    def _send(self) -> None:
+        self._waiting.append(self._thread.submit(self._put, self._parts))
+        self._parts, self._room = [], PIECE
         if len(self._waiting) > AHEAD:
             self._waiting.popleft().result()
 
-    def _put(self, piece: bytes) -> None:
+    def _put(self, parts: list[bytes | memoryview]) -> None:
+        piece = b"".join(parts)
         left = memoryview(piece)
         while left:
             left = left[self._file.write(left) :]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from engine.tree.layered import Merged
+from engine.tree.layered import Merged, Part
 from engine.tree.node import Node
 
 
@@ -35,39 +35,44 @@ class Change(NamedTuple):
 def differences(before: Merged, after: Merged) -> Iterator[Change]:
     """By path. What both trees have from the same layers is not looked into, and contents are compared byte by byte:
     a file isn't the same because its time and size are."""
+    common = layers_in_common(before, after)
     waiting: list[tuple[bytes, Node | None, Node | None]] = [(b"", before, after)]
     while waiting:
         path, old, new = waiting.pop()
-        if old is not None and new is not None and old.key == new.key:
-            continue
         change = _compared(path or b"/", old, new)
         if change is not None:
             yield change
-        inside = below(old, new)
+        inside = below(old, new, common)
         waiting.extend((path + b"/" + name, *nodes) for name, nodes in sorted(inside.items(), reverse=True))
 
 
-def below(old: Node | None, new: Node | None) -> dict[bytes, tuple[Node | None, Node | None]]:
-    """What may differ in two directories, by name."""
+def layers_in_common(before: Merged, after: Merged) -> int:
+    """How many of their lowest layers two trees, given by their roots, share."""
+    return _common(before.parts, after.parts, layers=len(before.parts))
+
+
+def below(old: Node | None, new: Node | None, common: int) -> dict[bytes, tuple[Node | None, Node | None]]:
+    """What may differ in two directories of trees with so many layers in common, by name."""
     directories = [node for node in (old, new) if isinstance(node, Merged) and node.is_directory]
     if not directories:
         return {}
-    shared = _shared(*directories) if len(directories) == 2 else 0
+    shared = _common(*(node.parts for node in directories), layers=common) if len(directories) == 2 else 0
     names = set().union(*(node.names(above=shared) for node in directories))
-    return {
-        name: (
-            old.child(name) if old is not None and old.is_directory else None,
-            new.child(name) if new is not None and new.is_directory else None,
-        )
-        for name in names
-    }
+    pairs = {name: (_child(old, name), _child(new, name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair != (None, None)}
 
 
-def _shared(old: Merged, new: Merged) -> int:
-    """How many parts two directories have in common, the lowest ones."""
+def _child(node: Node | None, name: bytes) -> Node | None:
+    return node.child(name) if node is not None and node.is_directory else None
+
+
+def _common(old: Sequence[Part], new: Sequence[Part], *, layers: int) -> int:
+    """How many of their parts two directories have in common, of those in the lowest ``layers``: the lowest parts.
+
+    A part with other layers below it isn't the same, for a redirect in it may lead there."""
     count = 0
-    for one, other in zip(reversed(old.parts), reversed(new.parts), strict=False):
-        if one.key != other.key:
+    for (below, one), (as_far_below, other) in zip(reversed(old), reversed(new), strict=False):
+        if below != as_far_below or below >= layers or one.key != other.key:
             break
         count += 1
     return count
@@ -79,6 +84,8 @@ def _compared(path: bytes, old: Node | None, new: Node | None) -> Change | None:
     if stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
         return Change(path, Kind.TYPE, old, new)
     attributes = tuple(_attributes(old, new))
+    if old.key == new.key:
+        return None
     if not _same_contents(old, new):
         return Change(path, Kind.MODIFIED, old, new, attributes)
     return Change(path, Kind.ATTRIBUTES, old, new, attributes) if attributes else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections import OrderedDict
@@ -106,59 +107,72 @@ class _DirectoryNode(Node):
             if self.size:
                 yield 0, self.size
             return
-        with self._contents() as fd:
+        fd = self._open()
+        try:
             end = 0
             while True:
                 try:
                     start = os.lseek(fd, end, os.SEEK_DATA)
-                except OSError:  # ENXIO: only a hole is left
+                except OSError as error:
+                    if error.errno != errno.ENXIO:
+                        raise
+                    return  # only a hole is left
+                if start >= self.size:
                     return
                 end = os.lseek(fd, start, os.SEEK_HOLE)
                 start -= start % BLOCK
-                yield start, min(end + -end % BLOCK, self.size) - start
+                end += -end % BLOCK
+                yield start, min(end, self.size) - start
+        finally:
+            os.close(fd)
 
     def read(self, offset: int, length: int) -> Iterator[bytes]:
-        with self._contents() as fd:
+        fd = self._open()
+        try:
             while length:
-                piece = os.pread(fd, min(length, PIECE), offset)
-                while len(piece) < min(length, PIECE):
-                    more = os.pread(fd, min(length, PIECE) - len(piece), offset + len(piece))
+                want = min(length, PIECE)
+                piece = os.pread(fd, want, offset)
+                while len(piece) < want:
+                    more = os.pread(fd, want - len(piece), offset + len(piece))
                     if not more:
                         raise Damaged(f"{self._name[:80]!r} became shorter while it was read")
                     piece += more
                 yield piece
-                offset, length = offset + len(piece), length - len(piece)
-
-    @contextlib.contextmanager
-    def _contents(self) -> Iterator[int]:
-        fd = os.open(self._name, _FILE, dir_fd=self._opened.fd(self._within))
-        try:
-            if os.fstat(fd).st_ino != self._inode:
-                raise Damaged(f"{self._name[:80]!r} was replaced while it was read")
-            yield fd
+                offset, length = offset + want, length - want
         finally:
             os.close(fd)
+
+    def _open(self) -> int:
+        fd = os.open(self._name, _FILE, dir_fd=self._opened.fd(self._within))
+        if os.fstat(fd).st_ino != self._inode:
+            os.close(fd)
+            raise Damaged(f"{self._name[:80]!r} was replaced while it was read")
+        return fd
 
     def children(self) -> list[tuple[bytes, Node]]:
         fd = self._opened.fd(self._place)
         with os.scandir(fd) as entries:
-            found = [(os.fsencode(entry.name), self._below(entry)) for entry in entries]
+            found = [
+                (os.fsencode(entry.name), self._below(entry.name, entry.stat(follow_symlinks=False)))
+                for entry in entries
+            ]
         found.sort(key=_name)
         return found
 
-    def _below(self, entry: os.DirEntry[str]) -> Node:
-        status = entry.stat(follow_symlinks=False)
+    def _below(self, name: str, status: os.stat_result) -> Node:
         if status.st_dev != self._opened.device:
-            raise Damaged(f"something is mounted on {entry.name[:80]!r}")
-        return _DirectoryNode(self._opened, self._place, entry.name, status)
+            raise Damaged(f"something is mounted on {name[:80]!r}")
+        return _DirectoryNode(self._opened, self._place, name, status)
 
     def child(self, name: bytes) -> Node | None:
         text = os.fsdecode(name)
         try:
             status = os.stat(text, dir_fd=self._opened.fd(self._place), follow_symlinks=False)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+                raise
             return None
-        return _DirectoryNode(self._opened, self._place, text, status)
+        return self._below(text, status)
 
 
 def _name(named: tuple[bytes, Node]) -> bytes:

@@ -19,15 +19,15 @@ SUPER_UUID = 48
 """where it is in it"""
 COMPAT_MTIME = 0x2
 INCOMPAT_CHUNKED, INCOMPAT_DEVICES = 0x4, 0x8
-DEVICE_SLOT, DEVICE = 128, Struct("<64sII56s")
-"""tag, blocks, mapped block, reserved"""
+DEVICE = Struct("<64sII56s")
+"""tag, blocks, mapped block, reserved; it follows the superblock"""
+HEAD = SUPER.size + DEVICE.size
+BLOCK_BITS = 12
 
 SLOT = 32
 """bytes that a nid counts"""
 INODE = Struct("<HHHHQIIIIqII16x")
 """format, xattr count, mode, reserved, size, union, ino, uid, gid, mtime s, mtime ns, nlink"""
-COMPACT = Struct("<HHHHIIIIHH4x")
-"""format, xattr count, mode, nlink, size, reserved, union, ino, uid, gid"""
 INODE_UNION, INODE_NLINK = 16, 44
 """where these fields are in it"""
 NUMBER = Struct("<I")
@@ -48,7 +48,7 @@ DIRENT_NID = Struct("<Q")
 NAME_MAX = 255
 
 XATTRS = Struct("<IB7x")
-"""name filter, number of shared ones; their places follow (u32 each), then the entries"""
+"""name filter, number of those that inodes share, which images here don't; the entries follow"""
 XATTR = Struct("<BBH")
 """bytes of the name, prefix, bytes of the value; name and value follow, padded to 4 bytes"""
 PREFIXES = {
@@ -68,6 +68,15 @@ FILE_TYPES = {
     stat.S_IFSOCK: 6,
     stat.S_IFLNK: 7,
 }
+
+
+def head(*, root: int, inodes: int, blocks: int, blob_blocks: int) -> bytes:
+    """The superblock and its one device, all but the UUID."""
+    superblock = SUPER.pack(
+        MAGIC, 0, COMPAT_MTIME, BLOCK_BITS, 0, root, inodes, 0, 0, blocks, 0, 0, bytes(16), bytes(16),
+        INCOMPAT_CHUNKED | INCOMPAT_DEVICES, 0, 1, (SUPER_OFFSET + SUPER.size) // DEVICE.size, 0, 0, 0, 0, bytes(24),
+    )  # fmt: skip
+    return superblock + DEVICE.pack(bytes(64), blob_blocks, blocks, bytes(56))
 
 
 def encode_device(rdev: int) -> int:

@@ -12,50 +12,44 @@ from pathlib import Path
 
 from engine.errors import Damaged
 from engine.tree import erofs
-from engine.tree.node import BLOCK, PIECE, Node
+from engine.tree.node import BLOCK, PIECE, Node, portable
 
 TARGET_MAX = 4095
 """bytes of a symbolic link's target"""
 DIRECTORY_MAX = 1 << 30
 """bytes of a directory"""
-
-_TYPES = {number: kind for kind, number in erofs.FILE_TYPES.items()}
+XATTR_NAME_MAX = 255
 
 
 @contextlib.contextmanager
-def open_image(meta: Path, blob: Path) -> Iterator[Node]:
+def open_image(meta: Path, blob: Path) -> Iterator[ImageNode]:
     """The tree in an image's two files. Raises Damaged, also later from its nodes, and OSError."""
     with contextlib.ExitStack() as stack:
         image = _Image(stack, meta, blob)
-        yield _ImageNode(image, image.root)
+        yield ImageNode(image, image.root)
 
 
-def sound(root: Node, *, devices: Callable[[Node], bool]) -> None:
-    """Look at every entry of a tree that comes from elsewhere. Raises Damaged for what is malformed, for a directory
-    that is in two places, and for a device that ``devices`` doesn't allow."""
-    seen = {root.key}
+def sound(root: ImageNode, *, devices: Callable[[Node], bool]) -> None:
+    """Look at every entry of a tree that comes from elsewhere. Raises Damaged for what is malformed or means something
+    else to the kernel, for a directory that is in two places, and for a device that ``devices`` doesn't allow."""
+    root.sound_directory(above=root)
+    used, seen = root.footprint, {root.key}
     waiting = [root]
     while waiting:
-        for name, node in waiting.pop().children():
-            _sound(name, node, devices)
-            if node.is_directory:
-                if node.key in seen:
+        directory = waiting.pop()
+        for name, node in directory.children():
+            if node.key in seen:
+                if node.is_directory:
                     raise Damaged(f"a directory is in two places: {name[:80]!r}")
-                seen.add(node.key)
+                continue
+            seen.add(node.key)
+            # What inodes share would be looked at again and again.
+            used += node.footprint
+            root.sound_size(used)
+            node.sound(name, devices)
+            if node.is_directory:
+                node.sound_directory(above=directory)
                 waiting.append(node)
-
-
-def _sound(name: bytes, node: Node, devices: Callable[[Node], bool]) -> None:
-    node.xattrs()
-    if node.is_link:
-        node.target()
-    elif node.is_file:
-        for _ in node.extents():
-            pass
-    elif node.is_device and not node.is_whiteout and not devices(node):
-        kind = "c" if stat.S_ISCHR(node.mode) else "b"
-        number = f"{kind} {os.major(node.rdev)}:{os.minor(node.rdev)}"
-        raise Damaged(f"it has a device, {name[:80]!r} ({number})", hint="only whoever trusts its maker may take it")
 
 
 class _Image:
@@ -63,79 +57,114 @@ class _Image:
         self.name = os.fspath(meta)
         fd = os.open(meta, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, fd)
-        if os.fstat(fd).st_size < BLOCK:
+        self.size = os.fstat(fd).st_size
+        if self.size < BLOCK:
             raise self.damaged("it is too short")
         self.meta = stack.enter_context(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
         self.blob = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, self.blob)
         self.blob_size = os.fstat(self.blob).st_size
-        fields = self.unpack(erofs.SUPER, erofs.SUPER_OFFSET)
-        magic, block_bits, self.root, incompatible = fields[0], fields[3], fields[5], fields[14]
-        if magic != erofs.MAGIC or 1 << block_bits != BLOCK or fields[10] != 0:
-            raise self.damaged("it is no EROFS of serac's kind")
-        if incompatible & ~(erofs.INCOMPAT_CHUNKED | erofs.INCOMPAT_DEVICES):
-            raise self.damaged(f"it has features that are unknown here: {incompatible:#x}")
-        self.shared = fields[11] * BLOCK
-        """where the xattrs lie that several inodes have"""
+        self.root, inodes = self.unpack(erofs.SUPER, erofs.SUPER_OFFSET)[5:7]
+        head = bytearray(self.bytes(erofs.SUPER_OFFSET, erofs.HEAD))
+        head[erofs.SUPER_UUID : erofs.SUPER_UUID + 16] = bytes(16)
+        # The kernel knows more fields and features than are read here: none may say anything else.
+        if head != self._head(inodes):
+            raise self.damaged("it is no EROFS of serac's kind, or cut")
+
+    def _head(self, inodes: int) -> bytes:
+        blocks, blob_blocks = -(-self.size // BLOCK), -(-self.blob_size // BLOCK)
+        return erofs.head(root=self.root, inodes=inodes, blocks=blocks, blob_blocks=blob_blocks)
 
     def unpack(self, form: struct.Struct, at: int) -> tuple[int, ...]:
-        try:
-            return form.unpack_from(self.meta, at)
-        except struct.error as error:
-            raise self.damaged("it points beyond its end") from error
+        if at + form.size > self.size:
+            raise self.damaged("it points beyond its end")
+        return form.unpack_from(self.meta, at)
 
     def bytes(self, at: int, size: int) -> bytes:
-        found = self.meta[at : at + size]
-        if at < 0 or len(found) != size:
+        if at + size > self.size:
             raise self.damaged("it points beyond its end")
-        return found
+        return self.meta[at : at + size]
 
     def damaged(self, why: str) -> Damaged:
         return Damaged(f"{self.name}: {why}")
 
 
-class _ImageNode(Node):
+class ImageNode(Node):
     __slots__ = ("_data", "_image", "_layout", "_nid", "_union", "_xattr_size")
 
     def __init__(self, image: _Image, nid: int) -> None:
         self._image, self._nid = image, nid
         at = nid * erofs.SLOT
-        (form,) = image.unpack(_FORMAT, at)
-        if form & erofs.EXTENDED:
-            _, xattrs, mode, _, size, union, _, uid, gid, seconds, nanoseconds, nlink = image.unpack(erofs.INODE, at)
-            if nanoseconds >= 10**9:
-                raise image.damaged("a time is none")
-            self.mtime_ns = seconds * 10**9 + nanoseconds
-        else:
-            _, xattrs, mode, nlink, size, _, union, _, uid, gid = image.unpack(erofs.COMPACT, at)
-            fields = image.unpack(erofs.SUPER, erofs.SUPER_OFFSET)
-            self.mtime_ns = fields[7] * 10**9 + fields[8]
-        self._layout, self._union = form >> 1 & 7, union
-        self._xattr_size = erofs.XATTRS.size + 4 * (xattrs - 1) if xattrs else 0
-        self._data = at + (erofs.INODE if form & erofs.EXTENDED else erofs.COMPACT).size + self._xattr_size
-        self.mode, self.uid, self.gid, self.size, self.nlink = mode, uid, gid, size, nlink
+        form, xattrs, mode, high, size, union, _, uid, gid, seconds, nanoseconds, nlink = image.unpack(erofs.INODE, at)
+        self._layout, self._union = form >> 1, union
+        if form & 1 != erofs.EXTENDED or self._layout not in _LAYOUTS or high or xattrs == 1 or size > _SIZE_MAX:
+            raise image.damaged("an inode is of an unknown form")
         if stat.S_IFMT(mode) not in erofs.FILE_TYPES:
             raise image.damaged("an inode has no type")
+        if nanoseconds >= 10**9:
+            raise image.damaged("a time is none")
+        self._xattr_size = erofs.XATTRS.size + 4 * (xattrs - 1) if xattrs else 0
+        self._data = at + erofs.INODE.size + self._xattr_size
+        self.mode, self.uid, self.gid, self.size, self.nlink = mode, uid, gid, size, nlink
+        self.mtime_ns = seconds * 10**9 + nanoseconds
         self.rdev = erofs.decode_device(union) if self.is_device else 0
 
     @property
     def key(self) -> Hashable:
         return id(self._image), self._nid
 
+    @property
+    def footprint(self) -> int:
+        """Bytes of the metadata that are this inode's alone, at least."""
+        chunked = self._layout == erofs.CHUNKED
+        data = erofs.INDEX.size * -(-self.size // self._chunk) if chunked else self.size
+        return erofs.INODE.size + self._xattr_size + data
+
+    @property
+    def _chunk(self) -> int:
+        return BLOCK << (self._union & erofs.CHUNK_BITS)
+
+    def sound_size(self, used: int) -> None:
+        """Raises Damaged where inodes have more metadata in all than there is."""
+        if used > self._image.size:
+            raise self._image.damaged("parts of it overlap")
+
+    def sound_directory(self, *, above: ImageNode) -> None:
+        """Raises Damaged where '.' and '..' lead elsewhere."""
+        dots = {name: nid for name, nid, _ in self._entries() if name in _DOTS}
+        if dots != {b".": self._nid, b"..": above._nid}:
+            raise self._image.damaged("a directory has no way back")
+
+    def sound(self, name: bytes, devices: Callable[[Node], bool]) -> None:
+        xattrs = self.xattrs()
+        if portable(self, xattrs) != xattrs:
+            raise self._image.damaged(f"{name[:80]!r} has an attribute that overlayfs takes for its own")
+        if not self.nlink:
+            raise self._image.damaged(f"{name[:80]!r} has no links")
+        if self.is_link:
+            self.target()
+        elif self.is_file:
+            for _ in self.extents():
+                pass
+        elif self.is_device and not self.is_whiteout and not devices(self):
+            kind = "c" if stat.S_ISCHR(self.mode) else "b"
+            number = f"{kind} {os.major(self.rdev)}:{os.minor(self.rdev)}"
+            raise Damaged(
+                f"it has a device, {name[:80]!r} ({number})", hint="only whoever trusts its maker may take it"
+            )
+
     def xattrs(self) -> dict[bytes, bytes]:
         if not self._xattr_size:
             return {}
         image, at = self._image, self._data - self._xattr_size
-        _, shared = image.unpack(erofs.XATTRS, at)
+        if image.unpack(erofs.XATTRS, at)[1]:
+            raise image.damaged("extended attributes are shared")
         at += erofs.XATTRS.size
-        found = {}
-        for number in range(shared):
-            (place,) = image.unpack(_PLACE, at + 4 * number)
-            name, value, _ = self._xattr(image.shared + 4 * place)
-            found[name] = value
-        at += 4 * shared
+        found: dict[bytes, bytes] = {}
         while at < self._data:
             name, value, at = self._xattr(at)
+            if name in found:
+                raise image.damaged("an extended attribute is there twice")
             found[name] = value
         if at != self._data:
             raise image.damaged("an extended attribute is cut")
@@ -143,13 +172,14 @@ class _ImageNode(Node):
 
     def _xattr(self, at: int) -> tuple[bytes, bytes, int]:
         length, prefix, size = self._image.unpack(erofs.XATTR, at)
-        if prefix not in erofs.PREFIXES:
-            raise self._image.damaged("an extended attribute has no known prefix")
         at += erofs.XATTR.size
-        name = erofs.PREFIXES[prefix] + self._image.bytes(at, length)
+        known, rest = erofs.PREFIXES.get(prefix, b""), self._image.bytes(at, length)
+        # A prefix with a dot is none without a rest, and the others are whole.
+        if known.endswith(b".") != bool(rest) or not known or b"\0" in rest or len(known + rest) > XATTR_NAME_MAX:
+            raise self._image.damaged("an extended attribute has a name that can't be")
         value = self._image.bytes(at + length, size)
         at += length + size
-        return name, value, at + -at % 4
+        return known + rest, value, at + -at % 4
 
     def target(self) -> bytes:
         if self.size > TARGET_MAX:
@@ -160,25 +190,26 @@ class _ImageNode(Node):
         return target
 
     def _flat(self) -> Iterator[bytes]:
-        """The data that lies in the metadata, by blocks."""
-        whole = self.size // BLOCK if self._layout == erofs.FLAT_INLINE else -(-self.size // BLOCK)
-        if self._layout not in (erofs.FLAT_INLINE, erofs.FLAT_PLAIN):
+        """The data that lies in the metadata, by blocks; the last one behind the inode, if it is inline."""
+        if self._layout == erofs.CHUNKED:
             raise self._image.damaged("data lies where it may not")
-        for number in range(whole):
+        inline = self._layout == erofs.FLAT_INLINE
+        last = (self.size - 1) // BLOCK if inline else -1
+        for number in range(-(-self.size // BLOCK)):
             size = min(BLOCK, self.size - number * BLOCK)
-            yield self._image.bytes((self._union + number) * BLOCK, size)
-        if tail := self.size - whole * BLOCK if self._layout == erofs.FLAT_INLINE else 0:
-            if self._data % BLOCK + tail > BLOCK:
+            at = self._data if number == last else (self._union + number) * BLOCK
+            if at % BLOCK + size > BLOCK:
                 raise self._image.damaged("data crosses a block's end")
-            yield self._image.bytes(self._data, tail)
+            yield self._image.bytes(at, size)
 
-    def _chunks(self) -> Iterator[tuple[int, int, int]]:
-        """Of a file in chunks: offset, length, and place in the blob or -1 for a hole."""
-        if not self._union & erofs.CHUNK_INDEXES:
-            raise self._image.damaged("a file's chunks have no devices")
-        chunk = BLOCK << (self._union & erofs.CHUNK_BITS)
-        at = self._data + -self._data % erofs.INDEX.size
-        for offset in range(0, self.size, chunk):
+    def _chunks(self, start: int) -> Iterator[tuple[int, int, int]]:
+        """Of a file, from the chunk that ``start`` lies in: offset, length, and place in the blob or -1 for a hole."""
+        if self._layout != erofs.CHUNKED or self._union & ~erofs.CHUNK_BITS != erofs.CHUNK_INDEXES:
+            raise self._image.damaged("a file's chunks are of an unknown form")
+        chunk = self._chunk
+        start //= chunk
+        at = self._data + -self._data % erofs.INDEX.size + start * erofs.INDEX.size
+        for offset in range(start * chunk, self.size, chunk):
             _, device, block = self._image.unpack(erofs.INDEX, at)
             at += erofs.INDEX.size
             length = min(chunk, self.size - offset)
@@ -190,10 +221,10 @@ class _ImageNode(Node):
                 raise self._image.damaged("a file's data lies beyond the blob's end")
             yield offset, length, block * BLOCK
 
-    def _pieces(self) -> Iterator[tuple[int, int, int]]:
+    def _pieces(self, start: int = 0) -> Iterator[tuple[int, int, int]]:
         """As `_chunks`, with what is contiguous in one."""
         begin = length = place = 0
-        for offset, more, where in self._chunks():
+        for offset, more, where in self._chunks(start):
             if length and (where == place + length if place >= 0 else where < 0):
                 length += more
                 continue
@@ -204,9 +235,7 @@ class _ImageNode(Node):
             yield begin, length, place
 
     def extents(self) -> Iterator[tuple[int, int]]:
-        if self._layout != erofs.CHUNKED:
-            if self.size:
-                yield 0, self.size
+        if not self.size:
             return
         begin = end = 0
         for offset, length, place in self._pieces():
@@ -220,14 +249,12 @@ class _ImageNode(Node):
             yield begin, end - begin
 
     def read(self, offset: int, length: int) -> Iterator[bytes]:
-        if offset + length > self.size:
+        end = offset + length
+        if end > self.size:
             raise self._image.damaged("a file is shorter than it was said to be")
-        if self._layout != erofs.CHUNKED:
-            yield b"".join(self._flat())[offset : offset + length]
-            return
         waiting = bytearray()
-        for begin, size, place in self._pieces():
-            at, stop = max(begin, offset), min(begin + size, offset + length)
+        for begin, size, place in self._pieces(offset) if length else ():
+            at, stop = max(begin, offset), min(begin + size, end)
             while at < stop:
                 want = min(PIECE - len(waiting), stop - at)
                 waiting += self._from_blob(place + at - begin, want) if place >= 0 else bytes(want)
@@ -235,6 +262,8 @@ class _ImageNode(Node):
                 if len(waiting) == PIECE:
                     yield bytes(waiting)
                     waiting.clear()
+            if at >= end:
+                break
         if waiting:
             yield bytes(waiting)
 
@@ -244,39 +273,46 @@ class _ImageNode(Node):
             raise self._image.damaged("its blob is cut")
         return found
 
-    def children(self) -> list[tuple[bytes, Node]]:
-        return [(name, _ImageNode(self._image, nid)) for name, nid in self._entries() if name not in (b".", b"..")]
+    def children(self) -> list[tuple[bytes, ImageNode]]:
+        return [(name, self._below(nid, kind)) for name, nid, kind in self._entries() if name not in _DOTS]
 
     def child(self, name: bytes) -> Node | None:
-        for found, nid in self._entries():
-            if found == name:
-                return _ImageNode(self._image, nid)
-        return None
+        if name in _DOTS:
+            return None
+        return next((self._below(nid, kind) for found, nid, kind in self._entries() if found == name), None)
 
-    def _entries(self) -> Iterator[tuple[bytes, int]]:
-        """Names in order, with their nids."""
-        if self.size > DIRECTORY_MAX:
-            raise self._image.damaged("a directory is too large")
+    def _below(self, nid: int, kind: int) -> ImageNode:
+        node = ImageNode(self._image, nid)
+        if erofs.FILE_TYPES[stat.S_IFMT(node.mode)] != kind:
+            raise self._image.damaged("an entry is of another type than its inode")
+        return node
+
+    def _entries(self) -> Iterator[tuple[bytes, int, int]]:
+        """Names in order, with their nids and types."""
+        if not self.is_directory or self.size > DIRECTORY_MAX:
+            raise self._image.damaged("a directory is none, or too large")
         last = b""
         for block in self._flat():
-            for name, nid in self._block_entries(block):
-                if name <= last or len(name) > erofs.NAME_MAX or b"/" in name:
+            for name, nid, kind in self._block_entries(block):
+                if name <= last or len(name) > erofs.NAME_MAX or b"/" in name or b"\0" in name:
                     raise self._image.damaged(f"a directory has a name that can't be: {name[:80]!r}")
                 last = name
-                yield name, nid
+                yield name, nid, kind
 
-    def _block_entries(self, block: bytes) -> Iterator[tuple[bytes, int]]:
+    def _block_entries(self, block: bytes) -> Iterator[tuple[bytes, int, int]]:
         try:
             first = erofs.DIRENT.unpack_from(block, 0)[1]
-            entries = [erofs.DIRENT.unpack_from(block, at) for at in range(0, first, erofs.DIRENT.size)]
+            entries = list(erofs.DIRENT.iter_unpack(block[:first]))
         except struct.error as error:
             raise self._image.damaged("a directory is cut") from error
+        if not entries:
+            raise self._image.damaged("a directory has an empty block")
         starts = [entry[1] for entry in entries]
-        ends = [*starts[1:], len(block)]
-        for (nid, start, _, _), end in zip(entries, ends, strict=True):
+        for (nid, start, kind, _), end in zip(entries, [*starts[1:], len(block)], strict=True):
             name = block[start:end]
-            yield (name.rstrip(b"\0") if end == len(block) else name), nid
+            yield (name.rstrip(b"\0") if end == len(block) else name), nid, kind
 
 
-_FORMAT = struct.Struct("<H")
-_PLACE = struct.Struct("<I")
+_DOTS = (b".", b"..")
+_LAYOUTS = (erofs.FLAT_PLAIN, erofs.FLAT_INLINE, erofs.CHUNKED)
+_SIZE_MAX = (1 << 63) - 1

@@ -15,6 +15,8 @@ from engine.tree.node import NESTED, OPAQUE, ORIGIN, OVERLAY, REDIRECT, Node
 Part = tuple[int, Node]
 """a layer's place, 0 = the topmost, and a node of it"""
 
+_NO_NAMES = frozenset((b"", b".", b".."))
+
 
 def merged(roots: Sequence[Node]) -> Merged:
     """The tree that a job sees on these layers, the topmost first."""
@@ -63,8 +65,6 @@ class _Search:
             rest = slash + after
             # What comes before can be replaced by the step, what comes after can't.
             before = self.name[: len(self.name) - len(rest) - len(name)]
-            if not name:
-                raise Damaged("a directory's redirect is no path")
             found = self._step(at.child(name), before, rest)
             if found is None:
                 return None
@@ -87,18 +87,18 @@ class _Search:
         xattrs = entry.xattrs()
         if xattrs.get(OPAQUE) == b"y":
             self.ended = True
-        elif redirect := xattrs.get(REDIRECT):
+        elif (redirect := xattrs.get(REDIRECT)) is not None:
             self._redirect(redirect, before, rest)
         return entry
 
     def _redirect(self, redirect: bytes, before: bytes, rest: bytes) -> None:
-        if redirect.startswith(b"/"):
+        absolute = redirect.startswith(b"/")
+        names = redirect.split(b"/")[absolute:]
+        if not _NO_NAMES.isdisjoint(names) or (len(names) > 1 and not absolute):
+            raise Damaged(f"a directory's redirect is neither a path from the root nor a name: {redirect[:80]!r}")
+        if absolute:
             self.ended = False
-            self.name = redirect + rest
-        elif b"/" in redirect:
-            raise Damaged(f"a directory's redirect is no name: {redirect[:80]!r}")
-        else:
-            self.name = before + redirect + rest
+        self.name = (redirect if absolute else before + redirect) + rest
 
 
 class Merged(Node):
@@ -114,9 +114,9 @@ class Merged(Node):
         self.size, self.mtime_ns, self.nlink = top.size, top.mtime_ns, top.nlink
 
     @property
-    def parts(self) -> tuple[Node, ...]:
-        """What it consists of, the topmost first."""
-        return tuple(node for _, node in self._parts)
+    def parts(self) -> tuple[tuple[int, Node], ...]:
+        """What it consists of, the topmost first, each with the number of layers that lie below it."""
+        return tuple((len(self._roots) - 1 - place, node) for place, node in self._parts)
 
     @property
     def key(self) -> Hashable:

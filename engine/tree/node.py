@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Sequence
 
 BLOCK = 4096
 """bytes; data lies in blocks, and so do holes"""
@@ -50,7 +50,7 @@ class Node:
         file ends before."""
         raise NotImplementedError
 
-    def children(self) -> list[tuple[bytes, Node]]:
+    def children(self) -> Sequence[tuple[bytes, Node]]:
         """Of a directory, sorted by name."""
         raise NotImplementedError
 

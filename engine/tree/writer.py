@@ -11,8 +11,9 @@ are filled in as they become known. The metadata is held in memory until all of 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import stat
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +22,10 @@ from engine.tree import erofs
 from engine.tree.blob import Blob, Digested, Run
 from engine.tree.node import BLOCK, PIECE, Node, portable
 
+XATTR_MAX = 0xFFFF
+"""bytes of an extended attribute's value; the kernel itself takes one more"""
 XATTRS_MAX = 4 * 0xFFFF
 """bytes of an inode's extended attributes"""
-_DEVICE = erofs.SUPER_OFFSET + erofs.SUPER.size
 
 
 class Written(NamedTuple):
@@ -61,7 +63,7 @@ class _Due(NamedTuple):
 class _Writer:
     def __init__(self, blob: Blob) -> None:
         self._blob = blob
-        self._meta = bytearray(_DEVICE + erofs.DEVICE.size)
+        self._meta = bytearray(erofs.SUPER_OFFSET + erofs.HEAD)
         self._apart = bytearray()
         """blocks of directories and links, which follow when all inodes are written"""
         self._addresses: list[tuple[int, int]] = []
@@ -102,13 +104,8 @@ class _Writer:
             erofs.NUMBER.pack_into(meta, at, first + block)
         meta += self._apart
         blocks = len(meta) // BLOCK
-        erofs.SUPER.pack_into(
-            meta, erofs.SUPER_OFFSET,
-            erofs.MAGIC, 0, erofs.COMPAT_MTIME, BLOCK.bit_length() - 1, 0, self._root, self._inodes, 0, 0, blocks, 0, 0,
-            bytes(16), bytes(16), erofs.INCOMPAT_CHUNKED | erofs.INCOMPAT_DEVICES, 0, 1, _DEVICE // erofs.DEVICE.size,
-            0, 0, 0, 0, bytes(24),
-        )  # fmt: skip
-        erofs.DEVICE.pack_into(meta, _DEVICE, bytes(64), blob.size // BLOCK, blocks, bytes(56))
+        head = erofs.head(root=self._root, inodes=self._inodes, blocks=blocks, blob_blocks=blob.size // BLOCK)
+        meta[erofs.SUPER_OFFSET : erofs.SUPER_OFFSET + erofs.HEAD] = head
         digest = hashlib.sha256(meta)
         digest.update(blob.sha256.encode())
         at = erofs.SUPER_OFFSET + erofs.SUPER_UUID
@@ -165,7 +162,8 @@ class _Writer:
         xattrs = _xattrs(node)
         whole = len(data) - len(data) % BLOCK
         head = erofs.INODE.size + len(xattrs)
-        inline = head + len(data) - whole <= BLOCK
+        # Inline data that ends with a block would have all of that block behind the inode.
+        inline = whole < len(data) and head + len(data) - whole <= BLOCK
         if not inline:
             whole = len(data) + -len(data) % BLOCK
         apart = len(self._apart)
@@ -213,6 +211,8 @@ def _xattrs(node: Node) -> bytes:
         if prefix is None:
             continue
         rest = name[len(erofs.PREFIXES[prefix]) :]
+        if len(value) > XATTR_MAX:
+            raise InvalidInput(f"an extended attribute has {len(value)} bytes", hint=f"{XATTR_MAX} is the most")
         encoded += erofs.XATTR.pack(len(rest), prefix, len(value)) + rest + value
         encoded += bytes(-len(encoded) % 4)
     if len(encoded) > XATTRS_MAX:
@@ -226,10 +226,10 @@ def _directory_data(named: list[tuple[bytes, Node]]) -> tuple[bytes, list[int]]:
     """A directory's blocks, with the names and types of its entries, and where each entry's nid belongs.
 
     A block has its entries first and their names behind them."""
-    data, places = bytearray(), []
-    while named:
-        count = _fitting(named)
-        block, named = named[:count], named[count:]
+    data, places, start = bytearray(), [], 0
+    while start < len(named):
+        count = _fitting(itertools.islice(named, start, None))
+        block, start = named[start : start + count], start + count
         data += bytes(-len(data) % BLOCK)
         name_at = count * erofs.DIRENT.size
         for name, node in block:
@@ -240,14 +240,15 @@ def _directory_data(named: list[tuple[bytes, Node]]) -> tuple[bytes, list[int]]:
     return bytes(data), places
 
 
-def _fitting(named: list[tuple[bytes, Node]]) -> int:
+def _fitting(named: Iterable[tuple[bytes, Node]]) -> int:
     """How many of the entries one block holds."""
-    room = BLOCK
-    for count, (name, _) in enumerate(named):
+    room, count = BLOCK, 0
+    for name, _ in named:
         room -= erofs.DIRENT.size + len(name)
         if room < 0:
-            return count
-    return len(named)
+            break
+        count += 1
+    return count
 
 
 def _chunk_index(runs: list[Run], blocks: int) -> tuple[int, bytes]:
