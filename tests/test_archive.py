@@ -21,7 +21,7 @@ from engine import archive, launch
 from engine.archive import image
 from engine.errors import Damaged, NotFound
 from engine.model import Digest, Image
-from engine.tree import open_directory
+from engine.tree import open_directory, open_image
 
 WHEN = 1_234_567_890_123_456_789
 """mtime of everything in `plant`, in nanoseconds"""
@@ -310,3 +310,16 @@ def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
 def test_a_tree_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         build(tmp_path / "nothing", tmp_path / "image")
+
+
+def test_the_image_of_an_image_is_the_same(tmp_path: Path) -> None:
+    """A flattened chain is one: what of a hole became zeros must not become more and more."""
+    tree = plant(tmp_path / "tree")
+    with (tree / "sparse").open("wb") as file:
+        for place in (0, 1 << 30, (2 << 30) + 12_345):
+            file.seek(place)
+            file.write(b"x")
+    build(tree, tmp_path / "one")
+    with open_image(tmp_path / "one/meta.erofs", tmp_path / "one/data.blob") as root:
+        archive.build_image(root, tmp_path / "two")
+    assert archive.image_digest(tmp_path / "one") == archive.image_digest(tmp_path / "two")

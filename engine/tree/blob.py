@@ -60,7 +60,7 @@ class Blob:
     def store(self, node: Node) -> list[Run]:
         """A file's contents, equal blocks once and holes not at all."""
         extents = list(node.extents())
-        width = 1 if extents == [(0, node.size)] else _width(node.size, extents)
+        width = 1 if extents == [(0, node.size)] else node.grain or _width(node.size, extents)
         runs: list[Run] = []
         for offset, length in _rounded(extents, width * BLOCK, node.size):
             place = offset // BLOCK

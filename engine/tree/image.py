@@ -219,6 +219,10 @@ class _ImageNode(Node):
         if end > begin:
             yield begin, end - begin
 
+    @property
+    def grain(self) -> int:
+        return 1 << (self._union & erofs.CHUNK_BITS) if self._layout == erofs.CHUNKED else 0
+
     def read(self, offset: int, length: int) -> Iterator[bytes]:
         if offset + length > self.size:
             raise self._image.damaged("a file is shorter than it was said to be")
