@@ -117,6 +117,24 @@ def test_everything_of_a_tree_is_in_its_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_directories_that_fill_their_blocks(tmp_path: Path, blocks: int, more: int) -> None:
+    """An entry takes 12 bytes and its name, `.` and `..` 27 together: 20 names or 21 fill a block."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    lengths = [*[200] * 19, 29, *([180] * 20 + [244]) * (blocks - 1)]
+    lengths[-1] += more
+    for number, length in enumerate(lengths):
+        (tree / f"{number:03}".ljust(length, "n")).touch()
+    build(tree, tmp_path / "image")
+    with mounted(tmp_path / "image", tmp_path / "mnt") as seen:
+        assert inventory(seen) == inventory(tree)
+    with open_image(tmp_path / "image/meta.erofs", tmp_path / "image/data.blob") as root:
+        assert [name for name, _ in root.children()] == sorted(map(os.fsencode, os.listdir(tree)))
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("content", ["nothing", "an empty file", "a hole"])
 def test_trees_without_data(tmp_path: Path, content: str) -> None:
     tree = tmp_path / "tree"

@@ -161,7 +161,7 @@ class _ImageNode(Node):
 
     def _flat(self) -> Iterator[bytes]:
         """The data that lies in the metadata, by blocks."""
-        whole = self.size // BLOCK if self._layout == erofs.FLAT_INLINE else -(-self.size // BLOCK)
+        whole = -(-self.size // BLOCK) - (self._layout == erofs.FLAT_INLINE and self.size > 0)
         if self._layout not in (erofs.FLAT_INLINE, erofs.FLAT_PLAIN):
             raise self._image.damaged("data lies where it may not")
         for number in range(whole):

@@ -165,7 +165,8 @@ class _Writer:
         xattrs = _xattrs(node)
         whole = len(data) - len(data) % BLOCK
         head = erofs.INODE.size + len(xattrs)
-        inline = head + len(data) - whole <= BLOCK
+        # The kernel looks for the last block of an inline layout behind the inode even where it is full.
+        inline = whole < len(data) <= whole + BLOCK - head
         if not inline:
             whole = len(data) + -len(data) % BLOCK
         apart = len(self._apart)
