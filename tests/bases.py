@@ -24,6 +24,7 @@ PACKAGES = (
     "less",
     "libc6-dev",
     "make",
+    "ninja-build",
     "nodejs",
     "openjdk-17-jre-headless",
     "postgresql",

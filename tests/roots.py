@@ -74,7 +74,7 @@ def empty(engine: Engine) -> None:
     for snapshot in engine.snapshots():
         engine.snapshot_remove(snapshot.id)
     for base in engine.bases():
-        for name in base.names:
+        for name in base.names or (base.digest,):
             engine.base_remove(name)
     engine.close()
     assert not engine.config.run.exists()

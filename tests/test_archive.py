@@ -21,7 +21,7 @@ from engine import archive, launch
 from engine.archive import image
 from engine.errors import Damaged, NotFound
 from engine.model import Digest, Image
-from engine.tree import open_directory
+from engine.tree import open_directory, open_image
 
 WHEN = 1_234_567_890_123_456_789
 """mtime of everything in `plant`, in nanoseconds"""
@@ -114,6 +114,24 @@ def test_everything_of_a_tree_is_in_its_image(tmp_path: Path) -> None:
     with mounted(tmp_path / "image", tmp_path / "mnt") as seen:
         assert inventory(seen) == wanted
     assert image.blob.size < 2 << 20, "holes were written out, or equal chunks twice"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_directories_that_fill_their_blocks(tmp_path: Path, blocks: int, more: int) -> None:
+    """An entry takes 12 bytes and its name, `.` and `..` 27 together: 20 names or 21 fill a block."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    lengths = [*[200] * 19, 29, *([180] * 20 + [244]) * (blocks - 1)]
+    lengths[-1] += more
+    for number, length in enumerate(lengths):
+        (tree / f"{number:03}".ljust(length, "n")).touch()
+    build(tree, tmp_path / "image")
+    with mounted(tmp_path / "image", tmp_path / "mnt") as seen:
+        assert inventory(seen) == inventory(tree)
+    with open_image(tmp_path / "image/meta.erofs", tmp_path / "image/data.blob") as root:
+        assert [name for name, _ in root.children()] == sorted(map(os.fsencode, os.listdir(tree)))
 
 
 @pytest.mark.root
@@ -310,3 +328,16 @@ def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
 def test_a_tree_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         build(tmp_path / "nothing", tmp_path / "image")
+
+
+def test_the_image_of_an_image_is_the_same(tmp_path: Path) -> None:
+    """A flattened chain is one: what of a hole became zeros must not become more and more."""
+    tree = plant(tmp_path / "tree")
+    with (tree / "sparse").open("wb") as file:
+        for place in (0, 1 << 30, (2 << 30) + 12_345):
+            file.seek(place)
+            file.write(b"x")
+    build(tree, tmp_path / "one")
+    with open_image(tmp_path / "one/meta.erofs", tmp_path / "one/data.blob") as root:
+        archive.build_image(root, tmp_path / "two")
+    assert archive.image_digest(tmp_path / "one") == archive.image_digest(tmp_path / "two")

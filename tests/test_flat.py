@@ -7,16 +7,14 @@ the kernel holds of a file. The clock's numbers are printed (``-s``), for people
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from costs import LONG_AGO, SLACK, Work, forget, pages, processes, work
 from roots import inside
 
 from engine import Engine, JobSpec
-from engine.kernel.cachestat import cachestat
 
 pytestmark = pytest.mark.root
 
@@ -25,18 +23,6 @@ LARGE = (
     "fallocate -l $((2 << 30)) /big; "
     "for i in `seq 0 199`; do mkdir /dir$i; for j in `seq 100`; do echo $j > /dir$i/$j; done; done"
 )
-LONG_AGO = 1_000_000_000
-"""seconds since the epoch; a time of last access before the last change is moved by the next access (relatime)"""
-SLACK = 16 << 10
-"""bytes by which two measurements of the same thing differ: pages of the catalog's log, one message more of init"""
-
-
-class Work(NamedTuple):
-    """What was read and written, in bytes, and in how many calls."""
-
-    read: int
-    written: int
-    calls: int
 
 
 def pause(engine: Engine, name: str) -> Mapping[str, float]:
@@ -111,46 +97,9 @@ def entries(upper: Path) -> Iterator[Path]:
             yield path
 
 
-def forget(files: list[Path]) -> None:
-    """Set the times of last access back and drop the pages of the files, which are clean."""
-    for path in files:
-        if path.is_file():
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
-        os.utime(path, (LONG_AGO, path.lstat().st_mtime))
-
-
-def pages(path: Path) -> int:
-    """How much of a file the page cache holds; 0 of a directory."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        return 0
-    fd = os.open(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
-    try:
-        return cachestat(fd, 0, 0).cache
-    finally:
-        os.close(fd)
-
-
-def work(*pids: int) -> Work:
-    """What this process, the children it waited for and ``pids`` have done since each began (proc_pid_io(5))."""
-    totals = Work(0, 0, 0)
-    for pid in (os.getpid(), *pids):
-        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
-        facts = {key: int(value) for key, value in (line.split(": ") for line in lines)}
-        new = (facts["rchar"], facts["wchar"], facts["syscr"] + facts["syscw"])
-        totals = Work(*map(sum, zip(totals, new, strict=True)))
-    return totals
-
-
-def processes(engine: Engine) -> list[int]:
-    """All processes of all jobs of a root."""
-    groups = Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}/*/cgroup.kill")
-    return [int(pid) for kill in groups for pid in (kill.parent / "cgroup.procs").read_text().split()]
-
-
 def test_an_access_would_be_seen(tmp_path: Path, root_directory: Path) -> None:
-    directory = root_directory.parent
+    directory = root_directory.parent / "accessed"
+    directory.mkdir()
     file = directory / "file"
     file.write_bytes(b"x" * 100_000)
     os.sync()

@@ -36,6 +36,8 @@ FORMAT = "serac-image/1"
 PIECE_SIZE = 1 << 20
 INDEX_MAX = 128 << 20
 """bytes of image.json; enough for a blob of 1.8 TB"""
+HEAD_MAX = 1 << 10
+"""bytes of image.json before its pieces"""
 
 Progress = Callable[[int, int], None]
 """called with bytes done and bytes in all; the sum is an estimate until the last call"""
@@ -117,10 +119,11 @@ def _damages(path: Path, wanted: Digest, pieces: tuple[str, ...], progress: Prog
 
 
 def check_files(directory: Path) -> Image:
-    """What image.json says, when the files can be the ones that were verified: nobody else's, and of the right size.
+    """What image.json says, but for the pieces, when the files can be the ones that were verified: nobody else's, and
+    of the right size.
 
     Cheap, for whoever is about to mount it; reading every byte is `verify_image`'s work. Raises NotFound, Damaged."""
-    image = load_image(directory)
+    image = _without_pieces(directory)
     try:
         for name, size in ((META, image.meta.size), (BLOB, image.blob.size)):
             status = os.stat(directory / name, follow_symlinks=False)
@@ -178,6 +181,19 @@ def encode_image(image: Image) -> bytes:
 
 def decode_image(index: bytes, name: object) -> Image:
     """The contents of an image.json, which ``name`` is in errors. Raises Damaged."""
+    image = _decoded(index, name)
+    if len(image.pieces) != -(-image.blob.size // PIECE_SIZE):
+        raise Damaged(f"{name}: {len(image.pieces)} pieces for {image.blob.size} bytes")
+    return image
+
+
+def _without_pieces(directory: Path) -> Image:
+    """What image.json says, read as far as its last field, the pieces: they are as many as the blob is long."""
+    head, pieces, _ = _beginning(directory, HEAD_MAX).partition(b'"pieces":[')
+    return _decoded(head + pieces + b"]}", directory / INDEX)
+
+
+def _decoded(index: bytes, name: object) -> Image:
     try:
         image = msgspec.json.decode(index, type=Image)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -195,24 +211,26 @@ def _nonsense(image: Image) -> str | None:
         return f"pieces of {image.piece_size} bytes"
     if image.meta.size <= 0 or image.blob.size < 0:
         return "impossible sizes"
-    if len(image.pieces) != -(-image.blob.size // PIECE_SIZE):
-        return f"{len(image.pieces)} pieces for {image.blob.size} bytes"
     if not all(map(_SHA256.fullmatch, (image.meta.sha256, image.blob.sha256, *image.pieces))):
         return "a digest is not one"
     return None
 
 
 def _index(directory: Path) -> bytes:
+    index = _beginning(directory, INDEX_MAX + 1)
+    if len(index) > INDEX_MAX:
+        raise Damaged(f"{directory / INDEX} is larger than {INDEX_MAX} bytes")
+    return index
+
+
+def _beginning(directory: Path, size: int) -> bytes:
     try:
-        with open(directory / INDEX, "rb") as file:
-            index = file.read(INDEX_MAX + 1)
+        with open(directory / INDEX, "rb", buffering=0) as file:
+            return file.read(size)
     except FileNotFoundError as error:
         raise NotFound(f"{directory} has no image") from error
     except OSError as error:
         raise _read_error(error) from error
-    if len(index) > INDEX_MAX:
-        raise Damaged(f"{directory / INDEX} is larger than {INDEX_MAX} bytes")
-    return index
 
 
 def _read_error(error: OSError) -> Exception:

@@ -68,7 +68,7 @@ class Blob:
         """A file's contents, equal blocks once and holes not at all."""
         extents, width = list(node.extents()), 1
         if extents != [(0, node.size)]:
-            width = _width(node.size, extents)
+            width = node.grain or _width(node.size, extents)
             extents = _rounded(extents, width * BLOCK, node.size)
         runs: list[Run] = []
         for offset, length in extents:

@@ -248,6 +248,10 @@ class ImageNode(Node):
         if end > begin:
             yield begin, end - begin
 
+    @property
+    def grain(self) -> int:
+        return 1 << (self._union & erofs.CHUNK_BITS) if self._layout == erofs.CHUNKED else 0
+
     def read(self, offset: int, length: int) -> Iterator[bytes]:
         end = offset + length
         if end > self.size:

@@ -137,6 +137,10 @@ class Merged(Node):
     def extents(self) -> Iterator[tuple[int, int]]:
         return self._top.extents()
 
+    @property
+    def grain(self) -> int:
+        return self._top.grain
+
     def read(self, offset: int, length: int) -> Iterator[bytes]:
         return self._top.read(offset, length)
 

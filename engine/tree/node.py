@@ -45,6 +45,11 @@ class Node:
         """Where a file has data: offset and length, ascending, whole blocks but for the last one."""
         raise NotImplementedError
 
+    @property
+    def grain(self) -> int:
+        """Blocks to which a file's extents have been rounded already; 0 = they are as they were written."""
+        return 0
+
     def read(self, offset: int, length: int) -> Iterator[bytes]:
         """A file's contents in pieces of PIECE bytes, the last one shorter; holes are zeros. Raises Damaged when the
         file ends before."""
