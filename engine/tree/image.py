@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import stat
@@ -18,6 +19,8 @@ TARGET_MAX = 4095
 """bytes of a symbolic link's target"""
 DIRECTORY_MAX = 1 << 30
 """bytes of a directory"""
+NO_ID = 0xFFFFFFFF
+"""what no user or group has: chown(2) takes it for nothing to change"""
 
 _TYPES = {number: kind for kind, number in erofs.FILE_TYPES.items()}
 
@@ -33,19 +36,27 @@ def open_image(meta: Path, blob: Path) -> Iterator[Node]:
 def sound(root: Node, *, devices: Callable[[Node], bool]) -> None:
     """Look at every entry of a tree that comes from elsewhere. Raises Damaged for what is malformed, for a directory
     that is in two places, and for a device that ``devices`` doesn't allow."""
+    if not root.is_directory:
+        raise Damaged("its root is no directory")
+    _sound(b"/", root, devices)
     seen = {root.key}
     waiting = [root]
     while waiting:
         for name, node in waiting.pop().children():
+            if node.key in seen:
+                if node.is_directory:
+                    raise Damaged(f"a directory is in two places: {name[:80]!r}")
+                continue
+            if node.is_directory or node.size > PIECE:  # a large file takes long: one of many names is enough
+                seen.add(node.key)
             _sound(name, node, devices)
             if node.is_directory:
-                if node.key in seen:
-                    raise Damaged(f"a directory is in two places: {name[:80]!r}")
-                seen.add(node.key)
                 waiting.append(node)
 
 
 def _sound(name: bytes, node: Node, devices: Callable[[Node], bool]) -> None:
+    if NO_ID in (node.uid, node.gid):
+        raise Damaged(f"nobody can own {name[:80]!r}")
     node.xattrs()
     if node.is_link:
         node.target()
@@ -58,16 +69,27 @@ def _sound(name: bytes, node: Node, devices: Callable[[Node], bool]) -> None:
         raise Damaged(f"it has a device, {name[:80]!r} ({number})", hint="only whoever trusts its maker may take it")
 
 
+def _opened(stack: contextlib.ExitStack, path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Damaged(f"{path} is a link") from error
+        raise
+    stack.callback(os.close, fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise Damaged(f"{path} is no file")
+    return fd
+
+
 class _Image:
     def __init__(self, stack: contextlib.ExitStack, meta: Path, blob: Path) -> None:
         self.name = os.fspath(meta)
-        fd = os.open(meta, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, fd)
+        fd = _opened(stack, meta)
         if os.fstat(fd).st_size < BLOCK:
             raise self.damaged("it is too short")
         self.meta = stack.enter_context(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
-        self.blob = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, self.blob)
+        self.blob = _opened(stack, blob)
         self.blob_size = os.fstat(self.blob).st_size
         fields = self.unpack(erofs.SUPER, erofs.SUPER_OFFSET)
         magic, block_bits, self.root, incompatible = fields[0], fields[3], fields[5], fields[14]
@@ -271,6 +293,8 @@ class _ImageNode(Node):
             entries = [erofs.DIRENT.unpack_from(block, at) for at in range(0, first, erofs.DIRENT.size)]
         except struct.error as error:
             raise self._image.damaged("a directory is cut") from error
+        if not entries:
+            raise self._image.damaged("a directory is cut")
         starts = [entry[1] for entry in entries]
         ends = [*starts[1:], len(block)]
         for (nid, start, _, _), end in zip(entries, ends, strict=True):
