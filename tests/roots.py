@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -59,12 +60,33 @@ def engine(root_directory: Path, small_tree: Path) -> Iterator[Engine]:
     """An engine with the base ``small``; whatever the test leaves in it is removed."""
     with Engine(root_directory, timeout=30) as engine:
         try:
-            engine.base_build("small", DirSource(path=small_tree))
-            engine.run(JobSpec(base="small", name="first"))  # now the base is mounted, and stays so
-            engine.remove("first", force=True)
+            _build(engine, small_tree)
             yield engine
         finally:
             empty(engine)
+
+
+def _build(engine: Engine, tree: Path) -> None:
+    engine.base_build("small", DirSource(path=tree))
+    engine.run(JobSpec(base="small", name="first"))  # now the base is mounted, and stays so
+    engine.remove("first", force=True)
+
+
+@contextlib.contextmanager
+def another_root(tree: Path | None) -> Iterator[Engine]:
+    """An engine on one more root, as if on another host; with the base ``small`` of a tree, or with none."""
+    path = Path(tempfile.mkdtemp(prefix="serac-test-", dir="/var/tmp"))
+    try:
+        configure(path / "root")
+        with Engine(path / "root", timeout=30) as engine:
+            try:
+                if tree is not None:
+                    _build(engine, tree)
+                yield engine
+            finally:
+                empty(engine)
+    finally:
+        shutil.rmtree(path)
 
 
 def empty(engine: Engine) -> None:
@@ -74,8 +96,8 @@ def empty(engine: Engine) -> None:
     for snapshot in engine.snapshots():
         engine.snapshot_remove(snapshot.id)
     for base in engine.bases():
-        for name in base.names or (base.digest,):
-            engine.base_remove(name)
+        for ref in base.names or (base.digest,):
+            engine.base_remove(ref)
     engine.close()
     assert not engine.config.run.exists()
 

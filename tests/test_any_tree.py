@@ -93,7 +93,9 @@ def other(root_directory: Path) -> Iterator[Engine]:
             empty(engine)
 
 
-@pytest.mark.parametrize("seed", [int(s) for s in os.environ.get("SERAC_TEST_ONLY","").split(",") if s] or range(SEEDS))
+@pytest.mark.parametrize(
+    "seed", [int(s) for s in os.environ.get("SERAC_TEST_ONLY", "").split(",") if s] or range(SEEDS)
+)
 def test_a_tree_is_the_same(engine: Engine, other: Engine, ground: Path, seed: int) -> None:
     userns: Literal["private", "host"] = "private" if seed % 2 else "host"
     (ground / "base/tree").mkdir()

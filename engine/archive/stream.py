@@ -1,19 +1,22 @@
 """A snapshot as one file or stream: a tar of its manifest and its images, which is written and read in one pass.
 
-    serac-snapshot.json           the manifest (`engine.archive.manifest`)
+    serac-snapshot/DIGEST.json    the manifest (`engine.archive.manifest`), by its own digest
     DIGEST/image.json             for each image: the base if it is along, the layers, the oldest first, the processes;
     DIGEST/meta.erofs/N.lz4       an image that comes twice is there once
     DIGEST/data.blob/N.lz4        N counts the pieces of the file from 0: 1 MiB each, an LZ4 frame of its own
 
-Headers are ustar's with no extensions: every name is short and every size small. Whoever reads takes nothing from a
-name: it knows what comes next. Memory is a few pieces, whatever the size.
+Headers are ustar's with no extensions: every name is short and every size small, all else is the same in each. Then two
+empty blocks, and nothing after them. Whoever reads takes nothing from a name: it knows what comes next. Memory is a few
+pieces, whatever the size.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,12 +33,19 @@ from engine.errors import Damaged
 from engine.model import Image
 from engine.store import sync_directory, sync_file
 
-NAME = "serac-snapshot.json"
+NAME = "serac-snapshot/{}.json"
+"""of the manifest"""
 PACKED_MAX = PIECE_SIZE + (64 << 10)
 """bytes of a compressed piece"""
+INDEX_FIXED, INDEX_PIECE = 1 << 10, 67
+"""bytes of an image.json: without its pieces at most, and of each"""
 WORKERS = max(2, min(4, os.cpu_count() or 2))
 AHEAD = 2 * WORKERS
 """pieces that are held at once"""
+
+_MANIFEST = re.compile(NAME.format("[0-9a-f]{64}").replace(".", r"\."))
+_HINT = "is it whole, and a file that `snapshot export` wrote?"
+_END = bytes(2 * tarfile.BLOCKSIZE)
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -45,7 +55,7 @@ def write(out: BinaryIO, encoded: bytes, images: Iterable[Path], *, tick: Callab
     """Write a snapshot: its encoded manifest, and the directories of its images, in their order and each once.
 
     ``tick`` is called with the bytes of images done. Raises OSError, Damaged."""
-    _put(out, NAME, encoded)
+    _put(out, NAME.format(manifest.digest(encoded)), encoded)
     done = 0
     with ThreadPoolExecutor(WORKERS) as workers:
         for directory in dict.fromkeys(images):
@@ -58,7 +68,7 @@ def write(out: BinaryIO, encoded: bytes, images: Iterable[Path], *, tick: Callab
                         done += size
                         if tick is not None:
                             tick(done)
-    out.write(bytes(2 * tarfile.BLOCKSIZE))
+    _write_all(out, _END)
 
 
 def in_order(workers: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
@@ -77,11 +87,16 @@ def _pack(piece: bytes) -> tuple[bytes, int]:
 
 
 def _put(out: BinaryIO, name: str, content: bytes) -> None:
+    _write_all(out, _head(name, len(content)))
+    _write_all(out, content)
+    _write_all(out, bytes(-len(content) % tarfile.BLOCKSIZE))
+
+
+def _head(name: str, size: int) -> bytes:
+    """Raises ValueError for what has no such header."""
     info = tarfile.TarInfo(name)
-    info.size, info.mode = len(content), 0o600
-    out.write(info.tobuf(tarfile.USTAR_FORMAT))
-    out.write(content)
-    out.write(bytes(-len(content) % tarfile.BLOCKSIZE))
+    info.size, info.mode = size, 0o600
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 class Reader:
@@ -91,7 +106,7 @@ class Reader:
         self._stream = stream
         self._next: tuple[str, int] | None = None
         """name and size of the member whose header was read already"""
-        self.encoded = self._member(NAME, MANIFEST_MAX)
+        self.encoded = self._manifest()
         self.manifest: Manifest = manifest.decode(self.encoded)
 
     def images(
@@ -101,20 +116,10 @@ class Reader:
         directory of each. One that ``have`` says is here already is passed over.
 
         Raises OSError too. Whatever was written is the caller's to remove."""
-        base = self.manifest.base.digest
-        first = self._peek().partition("/")[0]
-        parts = list({part.digest: part for part in manifest.parts(self.manifest)}.values())
-        wanted = [Part(digest=base, size=manifest.SIZE_MAX)] if first == base else []
         done = 0
         with ThreadPoolExecutor(WORKERS) as workers:
-            for part in [*wanted, *parts]:
-                index = self._member(f"{part.digest}/{INDEX}", INDEX_MAX)
-                if hashlib.sha256(index).hexdigest() != part.digest:
-                    raise Damaged(f"image {part.digest[:12]}: its index is another's")
-                image = decode_image(index, f"image {part.digest[:12]}")
-                size = image.meta.size + image.blob.size
-                if part.size not in (size, manifest.SIZE_MAX):
-                    raise Damaged(f"image {part.digest[:12]} has {size} bytes, the manifest says {part.size}")
+            for part in self.following():
+                index, image = self._index(part)
                 target = None if have(part) else scratch / part.digest
                 for piece in self._image(workers, part.digest, image, index, target):
                     done += piece
@@ -124,6 +129,44 @@ class Reader:
                     yield part.digest, target
         if self._peek():
             raise Damaged(f"more follows: {self._peek()[:80]!r}")
+        if any(self._exactly(tarfile.BLOCKSIZE)) or self._stream.read(1):
+            raise Damaged("more follows after its end")
+
+    def _manifest(self) -> bytes:
+        name = self._peek()
+        if not _MANIFEST.fullmatch(name):
+            raise Damaged(f"{name[:100]!r} stands where the manifest must be", hint=_HINT)
+        encoded = self._member(name, MANIFEST_MAX)
+        if name != NAME.format(manifest.digest(encoded)):
+            raise Damaged("the manifest is damaged")
+        return encoded
+
+    def following(self) -> list[Part]:
+        """The images that the stream has, in their order."""
+        parts = list({part.digest: part for part in manifest.parts(self.manifest)}.values())
+        return [self.manifest.base, *parts] if self.has_base() else parts
+
+    def has_base(self) -> bool:
+        """Whether the base is along; asked before `images`."""
+        return self._peek().partition("/")[0] == self.manifest.base.digest
+
+    def pass_over(self) -> None:
+        """Read to the end, so that whoever writes the stream comes to his."""
+        while self._stream.read(PIECE_SIZE):
+            pass
+
+    def _index(self, part: Part) -> tuple[bytes, Image]:
+        """The next image's, its bytes and what they say."""
+        name = f"image {part.digest[:12]}"
+        limit = min(INDEX_FIXED + INDEX_PIECE * -(-part.size // PIECE_SIZE), INDEX_MAX)
+        index = self._member(f"{part.digest}/{INDEX}", limit)
+        if hashlib.sha256(index).hexdigest() != part.digest:
+            raise Damaged(f"{name}: its index is another's")
+        image = decode_image(index, name)
+        size = image.meta.size + image.blob.size
+        if size != part.size:
+            raise Damaged(f"{name} has {size} bytes, the manifest says {part.size}")
+        return index, image
 
     def _image(
         self, workers: ThreadPoolExecutor, digest: str, image: Image, index: bytes, target: Path | None
@@ -158,39 +201,43 @@ class Reader:
 
     def _member(self, name: str, limit: int) -> bytes:
         if self._peek() != name:
-            raise Damaged(f"{self._peek()[:100] or 'its end'} stands where {name} must be")
+            raise Damaged(f"{self._peek()[:100]!r} stands where {name} must be")
         assert self._next is not None
         size, self._next = self._next[1], None
         if size > limit:
             raise Damaged(f"{name} is too large: {size} bytes")
         content = self._exactly(size)
-        self._exactly(-size % tarfile.BLOCKSIZE)
+        if any(self._exactly(-size % tarfile.BLOCKSIZE)):
+            raise Damaged(f"something follows {name}")
         return content
 
     def _peek(self) -> str:
         """The name of what comes next; empty at the end."""
         if self._next is None:
             block = self._exactly(tarfile.BLOCKSIZE)
-            self._next = _header(block) if any(block) else ("", 0)
+            self._next = _parsed(block) if any(block) else ("", 0)
         return self._next[0]
 
     def _exactly(self, size: int) -> bytes:
-        content = b""
-        while len(content) < size:
-            piece = self._stream.read(size - len(content))
+        pieces = []
+        while size:
+            piece = self._stream.read(size)
             if not piece:
-                raise Damaged("it ends too early", hint="is it whole, and a file that `snapshot export` wrote?")
-            content += piece
-        return content
+                raise Damaged("it ends too early", hint=_HINT)
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
 
 
-def _header(block: bytes) -> tuple[str, int]:
+def _parsed(block: bytes) -> tuple[str, int]:
+    """Name and size of a member by its header, which has nothing else to say."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        raise Damaged(f"it is no snapshot of serac's: {error}", hint="`snapshot export` writes one") from error
-    if not info.isreg() or info.size < 0:
-        raise Damaged(f"{info.name[:100]!r} is not a file")
+        plain = info.isreg() and _head(info.name, info.size) == block
+    except (tarfile.HeaderError, ValueError) as error:
+        raise Damaged(f"it is no snapshot of serac's: {error}", hint=_HINT) from error
+    if not plain:
+        raise Damaged(f"{info.name[:100]!r} is not a plain file")
     return info.name, info.size
 
 
@@ -207,7 +254,11 @@ def _unpacked(packed: tuple[bytes, int, str]) -> tuple[bytes, str]:
     return piece, hashlib.sha256(piece).hexdigest()
 
 
-def _write_all(file: BinaryIO, piece: bytes) -> None:
-    left = memoryview(piece)
+def _write_all(out: BinaryIO, content: bytes) -> None:
+    """Also to a stream that has no buffer and takes less at a time."""
+    left = memoryview(content)
     while left:
-        left = left[file.write(left) :]
+        taken = out.write(left)
+        if taken is None:
+            raise BlockingIOError(errno.EAGAIN, "a stream must wait until all is written")
+        left = left[taken:]

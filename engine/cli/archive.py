@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -10,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.cli import text
-from engine.cli.files import check_stream
+from engine.cli.files import check_input, check_stream
 from engine.cli.opening import open_engine
 from engine.cli.output import Output
 from engine.cli.parser import Parser, Verbs
@@ -90,8 +91,8 @@ def _add_transport(snapshots: Verbs) -> None:
     imported = snapshots.add(
         "import", import_, "take a snapshot that was exported",
         more="Every byte is verified before anything of it is used. It is pinned; `serac resume SNAP` makes a job of "
-        "it. An OCI image layout, DIR[:TAG], becomes a base and a snapshot over it. Processes are restored as they "
-        "were written: take them only from whom you would let run commands here.",
+        "it. An OCI image layout, DIR[:TAG], becomes a base and a snapshot over it. Root restores processes as they "
+        "were written: take them only from whom you would let be root here.",
         examples="serac snapshot import build.serac\n"
         "ssh host serac snapshot export 4f0c2a91 - | serac snapshot import -",
     )  # fmt: skip
@@ -180,18 +181,21 @@ def export(args: Namespace, out: Output) -> int:
     to_stdout = args.target == "-"
     if to_stdout:
         check_stream(out, "pipe it: serac snapshot export SNAP - | ...")
-    with open_engine(args) as engine, Progress(out) as progress:
+    with open_engine(args) as engine, Progress(out) as progress, contextlib.ExitStack() as stack:
+        target = stack.enter_context(out.stream()) if to_stdout else args.target
         snapshot = engine.snapshot_export(
-            args.snapshot, sys.stdout.buffer if to_stdout else args.target,
-            format=args.format, with_base=args.with_base, progress=partial(progress, "export"),
-        )  # fmt: skip
+            args.snapshot, target, format=args.format, with_base=args.with_base, progress=partial(progress, "export")
+        )
     if not to_stdout:
         out.value({"snapshot": snapshot.id, "archive": snapshot.archive, "file": args.target}, f"wrote {args.target}")
     return 0
 
 
 def import_(args: Namespace, out: Output) -> int:
-    source = sys.stdin.buffer if args.source == "-" else args.source
+    source = args.source
+    if source == "-":
+        check_input("pipe it: ... | serac snapshot import -")
+        source = sys.stdin.buffer
     with open_engine(args) as engine, Progress(out) as progress:
         snapshot = engine.snapshot_import(source, trust=args.trust, progress=partial(progress, "import"))
     out.value(snapshot, f"imported {snapshot.id} ({snapshot.name}, {snapshot.mode})")

@@ -61,3 +61,9 @@ def check_stream(out: Output, hint: str) -> None:
         raise InvalidInput("--json and a tar stream can't share standard output", hint="leave out --json")
     if out.terminal:
         raise InvalidInput("a tar stream is nothing for a terminal", hint=hint)
+
+
+def check_input(hint: str) -> None:
+    """Whether standard input can be a tar stream. Raises InvalidInput."""
+    if sys.stdin.isatty():
+        raise InvalidInput("a tar stream is nothing from a terminal", hint=hint)

@@ -13,7 +13,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -115,6 +115,16 @@ class Output:
         with self._writing():
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[BinaryIO]:
+        """Standard output for a verb that writes bytes there itself; when that fails nobody writes more of them."""
+        try:
+            yield sys.stdout.buffer
+        except BaseException:
+            self._broken = True
+            _drop_standard_output()
+            raise
 
     def flush(self) -> None:
         with self._writing():

@@ -47,6 +47,8 @@ def archive_snapshot(root: Root, ref: str, *, progress: Progress | None = None) 
     """The snapshot, archived; at once where it is already. Raises NotFound when it is removed, or resumed by ``reuse``,
     meanwhile; NoSpace, Damaged."""
     snapshot = root.catalog.snapshot(ref)
+    if snapshot.archive is not None and _has_manifest(root, snapshot):
+        return snapshot
     with _alone(root, snapshot), root.intent(f"archive-{snapshot.id}", scratch=True) as intent:
         watch = _Watch(root, snapshot, intent.path, progress)
         try:
@@ -192,7 +194,7 @@ def _commit(root: Root, snapshot_id: str) -> Snapshot:
     encoded = manifest.encode(describe(root, snapshot))
     try:
         with step("archive.manifest"):
-            path = root.layer(snapshot.layers[-1]) / "manifest.json"
+            path = manifest_file(root, snapshot)
             store.write_aside(path, encoded)
             store.sync_file(path)
             store.sync_directory(path.parent)
@@ -216,7 +218,7 @@ def describe(root: Root, snapshot: Snapshot) -> manifest.Manifest:
         job=snapshot.job,
         name=snapshot.name,
         spec=snapshot.spec,
-        base=manifest.BaseRecord(digest=snapshot.base, env=root.catalog.base(snapshot.base).env),
+        base=_base(root, snapshot.base),
         layers=tuple(parts),
         overlay=layers.MEANING,
         mode=snapshot.mode,
@@ -228,6 +230,11 @@ def describe(root: Root, snapshot: Snapshot) -> manifest.Manifest:
         parent=snapshot.parent,
         created=snapshot.created,
     )
+
+
+def _base(root: Root, digest: str) -> manifest.BaseRecord:
+    base = root.catalog.base(digest)
+    return manifest.BaseRecord(digest=digest, size=base.size, env=base.env)
 
 
 def _part(root: Root, digest: str) -> manifest.Part:
@@ -244,10 +251,23 @@ def verify(root: Root, ref: str, *, progress: Progress | None = None) -> list[st
     wrong = list(archive.damages(root.bases / snapshot.base, snapshot.base, progress=progress))
     for digest in sorted(_digests(root, snapshot)):
         wrong += archive.damages(root.images / digest, digest, progress=progress)
-    path = root.layer(snapshot.layers[-1]) / "manifest.json"
-    if not path.is_file() or manifest.digest(path.read_bytes()) != snapshot.archive:
-        wrong.append(f"{path} is not the one of {snapshot.archive}")
+    if not _has_manifest(root, snapshot):
+        wrong.append(f"{manifest_file(root, snapshot)} is not the one of {snapshot.archive}")
+    if wrong:
+        root.catalog.snapshot(snapshot.id)  # one that was removed meanwhile isn't damaged
     return wrong
+
+
+def manifest_file(root: Root, snapshot: Snapshot) -> Path:
+    return root.layer(snapshot.layers[-1]) / "manifest.json"
+
+
+def _has_manifest(root: Root, snapshot: Snapshot) -> bool:
+    """Whether it is there and whole."""
+    try:
+        return manifest.digest(manifest_file(root, snapshot).read_bytes()) == snapshot.archive
+    except OSError:
+        return False
 
 
 def _digests(root: Root, snapshot: Snapshot) -> set[str]:

@@ -13,9 +13,9 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, get_args
+from typing import BinaryIO, Literal, get_args
 
-from engine import archive
+from engine import archive, store
 from engine.archive import stream
 from engine.errors import Damaged, InvalidInput, from_os
 from engine.lifecycle import archiving, oci_export, podman_export, run
@@ -56,16 +56,26 @@ def export(
 def _export(
     root: Root, snapshot: Snapshot, *, out: BinaryIO, with_base: bool, progress: Progress | None = None
 ) -> None:
-    with run.reader(root, snapshot.base, snapshot.layers):
+    with run.reader(root, snapshot.base, snapshot.layers), _translated(root, snapshot):
         directories = _images(root, snapshot, with_base=with_base)
         total = sum(_size(directory) for directory in directories)
         tick = None if progress is None else lambda done: progress(done, total)
-        try:
-            stream.write(out, _manifest(root, snapshot), directories, tick=tick)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise from_os(error, "export") from error
+        stream.write(out, _manifest(root, snapshot), directories, tick=tick)
+        out.flush()
+
+
+@contextlib.contextmanager
+def _translated(root: Root, snapshot: Snapshot) -> Iterator[None]:
+    """A reader that went away is no error of ours: BrokenPipeError goes through."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except FileNotFoundError as error:  # the image of its processes goes when it is removed and nobody waits for that
+        root.catalog.snapshot(snapshot.id)
+        raise Damaged(f"an image is gone: {error.filename}") from error
+    except OSError as error:
+        raise from_os(error, "export") from error
 
 
 def _images(root: Root, snapshot: Snapshot, *, with_base: bool) -> list[Path]:
@@ -83,7 +93,7 @@ def _size(directory: Path) -> int:
 
 
 def _manifest(root: Root, snapshot: Snapshot) -> bytes:
-    path = root.layer(snapshot.layers[-1]) / "manifest.json"
+    path = archiving.manifest_file(root, snapshot)
     try:
         encoded = path.read_bytes()
     except OSError as error:
@@ -95,28 +105,35 @@ def _manifest(root: Root, snapshot: Snapshot) -> bytes:
 
 @contextlib.contextmanager
 def written(target: str) -> Iterator[BinaryIO]:
-    """A new file of that name, its owner's alone, there when the block is through; what was there before stays until
-    then.
+    """A new file of that name that its owner alone may read, there when the block is through; what was there before
+    stays until then. What is no file, a fifo or /dev/stdout, is written to as it is.
 
     Raises InvalidInput when it can't be made."""
     if os.path.isdir(target):
         raise InvalidInput(f"{target} is a directory", hint="name a file, or - for standard output")
-    aside = f"{target}.{secrets.token_hex(4)}.part"
-    try:
-        file = open(aside, "xb", opener=_private)  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise InvalidInput(f"{target}: {error.strerror}") from error
+    aside = not os.path.exists(target) or os.path.isfile(target)
+    with _aside(os.path.realpath(target)) if aside else _opened(target, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _aside(target: str) -> Iterator[BinaryIO]:
+    name = f"{target}.{secrets.token_hex(4)}.part"
+    file = _opened(name, "xb")
     try:
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.rename(aside, target)
+        os.rename(name, target)
     except BaseException:
-        os.unlink(aside)
+        os.unlink(name)
         raise
+    store.sync_directory(Path(target).parent)
 
 
-def _private(path: str, flags: int) -> int:
-    """It holds files that only root could read, and memory."""
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+def _opened(path: str, mode: Literal["wb", "xb"]) -> BinaryIO:
+    try:
+        return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}") from error

@@ -42,11 +42,14 @@ def referenced(root: Root) -> set[str]:
     return layers | {digest for digest in processes if digest is not None}
 
 
-def remove_unreferenced(root: Root, digest: str) -> bool:
-    """Remove an image that no row speaks of; whether it was one. Raises Busy while somebody is about to use it."""
-    with contextlib.suppress(FileNotFoundError), store.locked(root.images / digest, timeout=0):
-        if digest in referenced(root):
+def remove_unreferenced(root: Root, digest: str, *, base: bool = False) -> bool:
+    """Remove an image, or a base, that no row speaks of; whether it was one. Raises Busy while somebody is about to
+    use it."""
+    place = (root.bases if base else root.images) / digest
+    with contextlib.suppress(FileNotFoundError), store.locked(place, timeout=0):
+        named = {entry.digest for entry in root.catalog.bases()} if base else referenced(root)
+        if digest in named:
             return False
-        store.remove_tree(root.images / digest)
+        store.remove_tree(place)
         return True
     return False

@@ -18,10 +18,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-import msgspec
 
 from engine import archive, base, layers, store
 from engine.archive import manifest
@@ -30,7 +29,7 @@ from engine.archive.stream import Reader
 from engine.errors import Busy, Damaged, InvalidInput, NameTaken, NoSpace, NotFound, from_os
 from engine.lifecycle import images, run, sessions
 from engine.lifecycle.archiving import Progress
-from engine.lifecycle.root import Root, now
+from engine.lifecycle.root import NAME, Root, now
 from engine.model import Base, Layer, Snapshot
 from engine.steps import step
 from engine.tree import Node, open_image
@@ -45,19 +44,31 @@ def import_snapshot(
     Raises Damaged for what isn't as it must be, NotFound when its base is neither here nor in the stream, NameTaken
     when another snapshot has its id, InvalidInput for what only a trusted maker may ask for, NoSpace, Busy."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_translated())
         stream = stack.enter_context(_opened(source)) if isinstance(source, str) else source
         reader = Reader(stream)
         found = _known(root, reader)
         if found is not None:
+            if stream is source:
+                reader.pass_over()
             return found
         _check(reader.manifest, trust=trust)
-        _check_room(root, reader.manifest)
+        _check_base(root, reader)
+        _check_room(root, reader.following())
         intent = stack.enter_context(root.intent(f"import-{reader.manifest.id}", scratch=True))
         try:
             return _take(root, reader, intent.path, trust=trust, progress=progress)
         except BaseException:
             intent.undone()
             raise
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise from_os(error, "import") from error
 
 
 def _opened(source: str) -> BinaryIO:
@@ -84,14 +95,16 @@ def _check(described: Manifest, *, trust: bool) -> None:
     """What the manifest asks for. Raises Damaged for what no engine would have written, InvalidInput."""
     spec = described.spec
     try:
-        run.check(msgspec.structs.replace(spec, name=None))
-        sessions.check_annotations(described.labels, described.context.state)
-        sessions.check_annotations(described.context.labels, None)
+        run.check(spec)
+        sessions.check_annotations(described.labels, None)
         sessions.check_texts((), described.base.env)
-        for session in described.context.sessions:
-            sessions.check_texts((*session.argv, session.workdir, *session.done), session.env)
+        sessions.check_context(described.context)
     except InvalidInput as error:
         raise Damaged(f"the manifest: {error}") from error
+    if not NAME.fullmatch(described.name):
+        raise Damaged(f"the manifest: not a name: {described.name[:80]!r}")
+    if len(described.layers) > layers.DEPTH_MAX:
+        raise Damaged(f"the manifest: {len(described.layers)} layers, {layers.DEPTH_MAX} are the most")
     if described.overlay != layers.MEANING:
         raise Damaged(f"its layers mean something else here: {described.overlay}", hint="upgrade serac")
     asks = [
@@ -103,37 +116,63 @@ def _check(described: Manifest, *, trust: bool) -> None:
         raise InvalidInput(f"the snapshot asks for {', '.join(asks)}", hint="--trust, if you know who made it")
 
 
-def _check_room(root: Root, described: Manifest) -> None:
-    missing = sum(part.size for part in manifest.parts(described) if not (root.images / part.digest).exists())
+def _check_base(root: Root, reader: Reader) -> None:
+    if reader.has_base():
+        return
+    described = reader.manifest
+    try:
+        root.catalog.base(described.base.digest)
+    except NotFound as error:
+        raise NotFound(
+            f"base {described.base.digest[:12]} ({described.spec.base}) is not here",
+            hint="build the same base, or export the snapshot with --with-base",
+        ) from error
+
+
+def _check_room(root: Root, parts: Iterable[Part]) -> None:
+    missing = sum(part.size for part in parts if not _places(root, part.digest))
     free = os.statvfs(root.images)
     if missing > free.f_bavail * free.f_frsize:
         raise NoSpace(f"the snapshot needs {missing >> 20} MiB, {free.f_bavail * free.f_frsize >> 20} MiB are free")
 
 
+def _places(root: Root, digest: str) -> list[Path]:
+    """Where an image is, as one of a layer or as a base."""
+    return [place / digest for place in (root.images, root.bases) if (place / digest).exists()]
+
+
 def _take(root: Root, reader: Reader, scratch: Path, *, trust: bool, progress: Progress | None) -> Snapshot:
-    described = reader.manifest
-    parts = manifest.parts(described)
+    described, parts = reader.manifest, reader.following()
     total = sum(part.size for part in parts)
-    tick = None if progress is None else lambda done: progress(min(done, total), total)
+    tick = None if progress is None else lambda done: progress(done, total)
+    known = {base.digest for base in root.catalog.bases()}
 
     def have(part: Part) -> bool:
-        place = root.bases if part.digest == described.base.digest else root.images
-        return (place / part.digest).exists()
+        return part.digest in known or (root.images / part.digest).exists()
 
+    with step("import.read"):
+        written = dict(reader.images(scratch, have=have, tick=tick))
+    for digest, directory in written.items():
+        _check_tree(directory, described, digest, trust=trust)
+    snapshot, chain = _rows(described, manifest.digest(reader.encoded))
+    try:
+        return _name(root, reader, scratch, snapshot, chain)
+    except BaseException:
+        _forget(root, described, chain, written)
+        raise
+
+
+def _name(root: Root, reader: Reader, scratch: Path, snapshot: Snapshot, chain: list[Layer]) -> Snapshot:
+    """Steps 2 to 4."""
+    described = reader.manifest
     with contextlib.ExitStack() as held:
-        with step("import.read"):
-            written = dict(reader.images(scratch, have=have, tick=tick))
-        for digest, directory in written.items():
-            _check_tree(directory, described, digest, trust=trust)
-        _check_base(root, described, written)
         with step("import.place"):
-            for digest in sorted({described.base.digest, *(part.digest for part in parts)}):
+            for digest in sorted({described.base.digest, *(part.digest for part in manifest.parts(described))}):
                 place = root.bases if digest == described.base.digest else root.images
                 _place(root, scratch / digest, place / digest, held)
         found = _known(root, reader)  # two importers at once come here one after the other
         if found is not None:
             return found
-        snapshot, chain = _rows(described, manifest.digest(reader.encoded))
         with step("import.layers"):
             _make_layers(root, chain, reader.encoded)
         with step("import.commit"):
@@ -146,6 +185,17 @@ def _place(root: Root, image: Path, target: Path, held: contextlib.ExitStack) ->
         held.enter_context(images.placed(image, target, timeout=root.timeout))
     except FileNotFoundError as error:
         raise Busy(f"image {target.name[:12]} was removed meanwhile", hint="import it again") from error
+
+
+def _forget(root: Root, described: Manifest, chain: list[Layer], written: Iterable[str]) -> None:
+    """What was placed and no row speaks of goes again."""
+    named = {layer.id for layer in root.catalog.layers([layer.id for layer in chain])}
+    for layer in chain:
+        if layer.id not in named:
+            store.remove_tree(root.layer(layer.id))
+    for digest in written:
+        with contextlib.suppress(Busy):  # another one is about to use it
+            images.remove_unreferenced(root, digest, base=digest == described.base.digest)
 
 
 def _check_tree(directory: Path, described: Manifest, digest: str, *, trust: bool) -> None:
@@ -174,19 +224,6 @@ def _check_processes(root: Node) -> None:
             fine = node.is_file or (name == b"shm" and node.is_directory)
         if not fine:
             raise Damaged(f"the image of its processes has something else in it: {name[:80]!r}")
-
-
-def _check_base(root: Root, described: Manifest, written: dict[str, Path]) -> None:
-    digest = described.base.digest
-    if digest in written:
-        return
-    try:
-        root.catalog.base(digest)
-    except NotFound as error:
-        raise NotFound(
-            f"base {digest[:12]} ({described.spec.base}) is not here",
-            hint="build the same base, or export the snapshot with --with-base",
-        ) from error
 
 
 def _rows(described: Manifest, digest: str) -> tuple[Snapshot, list[Layer]]:

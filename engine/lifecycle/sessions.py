@@ -9,6 +9,14 @@ import msgspec
 
 from engine.errors import InvalidInput
 from engine.model import Context, Job, JobSpec, Mode, SessionSpec, SessionStatus
+from engine.session import SESSION_ID_MAX
+
+DEPTH_MAX = 100
+"""levels of a state; Python's limit counts those of whoever reads it too"""
+ID_MAX = (1 << 32) - 2
+"""of users and groups"""
+SIDE_MAX = 0xFFFF
+"""rows or columns of a terminal"""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -50,10 +58,46 @@ def check_mode(mode: str) -> None:
 def check_annotations(labels: Mapping[str, str], state: Any) -> None:
     """What the caller wants to be kept. Raises InvalidInput for what no catalog can hold."""
     check_texts((*labels, *labels.values()), {})
+    if _is_deep(state):
+        raise InvalidInput(f"the state is no JSON value: more than {DEPTH_MAX} levels deep")
     try:
         msgspec.json.encode(state)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidInput(f"the state is no JSON value: {error}", hint="objects, arrays, text, numbers") from error
+
+
+def _is_deep(state: Any) -> bool:
+    level = [state]
+    for _ in range(DEPTH_MAX):
+        level = [below for value in level for below in _within(value)]
+        if not level:
+            return False
+    return True
+
+
+def _within(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
+
+
+def check_context(context: Context) -> None:
+    """One that comes from elsewhere. Raises InvalidInput for what no pause would have kept."""
+    check_annotations(context.labels, context.state)
+    numbers = [session.id for session in context.sessions]
+    if len(set(numbers)) != len(numbers) or not all(_within_range(number, SESSION_ID_MAX) for number in numbers):
+        raise InvalidInput("two sessions have the same number, or one has none")
+    for session in context.sessions:
+        scripts = (text for entry in session.steps for text in (entry.name, entry.script))
+        check_texts((*session.argv, session.workdir, *session.done, *scripts), session.env)
+        if not all(_within_range(number, ID_MAX) for number in (session.uid, session.gid)):
+            raise InvalidInput("a session's owner is none")
+        if not all(_within_range(number, SIDE_MAX) for number in session.tty or ()):
+            raise InvalidInput("a session's terminal has no size")
+
+
+def _within_range(number: int | None, highest: int) -> bool:
+    return number is not None and 0 <= number <= highest
 
 
 def main_session(

@@ -11,13 +11,14 @@ the socket: whatever comes from either is checked, bounded, and a ProtocolError 
 """
 
 from engine.session.connection import INPUT_MAX, LIVE, START, TAIL, Connection, connect
-from engine.session.files import Question, question, specs, status, statuses
+from engine.session.files import SESSION_ID_MAX, Question, question, specs, status, statuses
 from engine.session.log import follow, read_log
 from engine.session.protocol import Event, Exit, Output, StepMark
 
 __all__ = [
     "INPUT_MAX",
     "LIVE",
+    "SESSION_ID_MAX",
     "START",
     "TAIL",
     "Connection",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import stat
@@ -19,6 +20,8 @@ TARGET_MAX = 4095
 DIRECTORY_MAX = 1 << 30
 """bytes of a directory"""
 XATTR_NAME_MAX = 255
+NO_ID = 0xFFFFFFFF
+"""what no user or group has: chown(2) takes it for nothing to change"""
 
 
 @contextlib.contextmanager
@@ -32,6 +35,9 @@ def open_image(meta: Path, blob: Path) -> Iterator[ImageNode]:
 def sound(root: ImageNode, *, devices: Callable[[Node], bool]) -> None:
     """Look at every entry of a tree that comes from elsewhere. Raises Damaged for what is malformed or means something
     else to the kernel, for a directory that is in two places, and for a device that ``devices`` doesn't allow."""
+    if not root.is_directory:
+        raise Damaged("its root is no directory")
+    root.sound(b"/", devices)
     root.sound_directory(above=root)
     used, seen = root.footprint, {root.key}
     waiting = [root]
@@ -52,17 +58,28 @@ def sound(root: ImageNode, *, devices: Callable[[Node], bool]) -> None:
                 waiting.append(node)
 
 
+def _opened(stack: contextlib.ExitStack, path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Damaged(f"{path} is a link") from error
+        raise
+    stack.callback(os.close, fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise Damaged(f"{path} is no file")
+    return fd
+
+
 class _Image:
     def __init__(self, stack: contextlib.ExitStack, meta: Path, blob: Path) -> None:
         self.name = os.fspath(meta)
-        fd = os.open(meta, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, fd)
+        fd = _opened(stack, meta)
         self.size = os.fstat(fd).st_size
         if self.size < BLOCK:
             raise self.damaged("it is too short")
         self.meta = stack.enter_context(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
-        self.blob = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, self.blob)
+        self.blob = _opened(stack, blob)
         self.blob_size = os.fstat(self.blob).st_size
         self.root, inodes = self.unpack(erofs.SUPER, erofs.SUPER_OFFSET)[5:7]
         head = bytearray(self.bytes(erofs.SUPER_OFFSET, erofs.HEAD))
@@ -136,6 +153,8 @@ class ImageNode(Node):
             raise self._image.damaged("a directory has no way back")
 
     def sound(self, name: bytes, devices: Callable[[Node], bool]) -> None:
+        if NO_ID in (self.uid, self.gid):
+            raise self._image.damaged(f"nobody can own {name[:80]!r}")
         xattrs = self.xattrs()
         if portable(self, xattrs) != xattrs:
             raise self._image.damaged(f"{name[:80]!r} has an attribute that overlayfs takes for its own")
