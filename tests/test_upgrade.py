@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from roots import inside, shell, until
 
-from engine import Engine, launch
+from engine import Engine, JobSpec, archive, base, launch
+from engine.archive.image import encode_image
+from engine.model import Base, Digest, Image
 
 pytestmark = pytest.mark.root
 
@@ -63,3 +67,46 @@ def test_a_start_from_the_files_takes_the_new_one(engine: Engine, request: pytes
     request.getfixturevalue("upgraded")
     engine.resume("a", mode="filesystem")
     assert running(engine, "a") == launch.init_inside() != before
+
+
+MKFS = "/usr/local/lib/serac/bin/mkfs.erofs"
+OPTIONS = ("--quiet", "--chunksize=4096", "-Eforce-inode-extended", f"-U{'0' * 8}-0000-0000-0000-{'0' * 12}", "-T0")
+
+
+def test_bases_that_mkfs_wrote_serve_on(engine: Engine, small_tree: Path, tmp_path: Path) -> None:
+    """Earlier versions had their images from there; a digest is all that names a base."""
+    digest = planted_by_mkfs(engine, small_tree, tmp_path)
+    engine.run(JobSpec(base=digest, name="a"))
+    inside(engine, "a", "echo changed > /src/lower; mkdir /new")
+    snapshot = engine.pause("a", archive="wait").snapshot
+    kinds = {change.path: change.kind for change in engine.snapshot_diff(snapshot)}
+    assert (kinds["/src/lower"], kinds["/new"]) == ("modified", "added")
+    engine.resume("a")
+    assert inside(engine, "a", "cat /src/lower") == "changed\n"
+
+
+def planted_by_mkfs(engine: Engine, small_tree: Path, tmp_path: Path) -> str:
+    """A base as it was built before: its digest."""
+    tree, image = tmp_path / "tree", tmp_path / "image"
+    shutil.copytree(small_tree, tree, symlinks=True)
+    base.prepare(tree)
+    image.mkdir()
+    meta, blob = image / "meta.erofs", image / "data.blob"
+    subprocess.run([MKFS, *OPTIONS, "--mkfs-time", f"--blobdev={blob}", meta, tree], check=True)
+    content = blob.read_bytes()
+    pieces = [content[at : at + (1 << 20)] for at in range(0, len(content), 1 << 20)]
+    described = Image(
+        meta=Digest(sha256=sha256(meta.read_bytes()), size=meta.stat().st_size),
+        blob=Digest(sha256=sha256(content), size=len(content)),
+        pieces=tuple(map(sha256, pieces)),
+    )
+    (image / "image.json").write_bytes(encode_image(described))
+    digest = archive.image_digest(image)
+    image.rename(engine.config.root / "bases" / digest)
+    with engine._root.catalog.transaction() as transaction:
+        transaction.put_base(Base(digest=digest))
+    return digest
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

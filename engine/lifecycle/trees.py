@@ -1,4 +1,4 @@
-"""Layers, chains and bases as trees that are read, wherever their files are; nothing is mounted for it.
+"""Layers, chains and bases as trees that are read, wherever their files are.
 
 A layer's directory is locked meanwhile (shared), so that `engine.lifecycle.collect` leaves it."""
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engine import archive, store
 from engine.errors import Damaged
+from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
 from engine.model import Job, Layer
 from engine.tree import Merged, Node, merged, open_directory, open_image
@@ -24,9 +25,13 @@ def opened(root: Root, layer: Layer) -> Iterator[Node]:
 
 @contextlib.contextmanager
 def opened_base(root: Root, digest: str) -> Iterator[Node]:
-    """Raises Damaged."""
+    """Raises Damaged. A base that mkfs.erofs wrote, as earlier versions had it, is read where it is mounted."""
     with contextlib.ExitStack() as stack:
-        yield _entered(stack, _image(root.bases / digest))
+        try:
+            tree = _entered(stack, _image(root.bases / digest))
+        except Damaged:
+            tree = _entered(stack, open_directory(mounting.mounted(root, digest)))
+        yield tree
 
 
 @contextlib.contextmanager
