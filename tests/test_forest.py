@@ -23,6 +23,7 @@ import overlays
 import pytest
 
 from engine import layers
+from engine.tree import open_directory
 
 ROUNDS = 3
 SEEDS = int(os.environ.get("SERAC_TEST_SEEDS", "10"))
@@ -42,7 +43,8 @@ def ground() -> Iterator[Path]:
 def layer(ground: Path, number: int, lowers: list[Path]) -> overlays.Overlay:
     """An overlay with a new upper, made as the engine makes one."""
     directory = ground / f"layer-{number}"
-    layers.create(directory, like=lowers[0])
+    with open_directory(lowers[0]) as below:
+        layers.create(directory, like=below)
     return overlays.Overlay(lowers=tuple(lowers), upper=directory / "upper", work=directory / "work")
 
 

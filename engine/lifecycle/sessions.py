@@ -141,7 +141,9 @@ def context_of(
     """What a filesystem resume will start again: session 0 and every kept session that lived at the cut.
 
     ``directories`` has the current directory of terminal sessions, whose shells have moved since they began; a command
-    starts again where it was started, because its arguments are meant from there."""
+    starts again where it was started, because its arguments are meant from there. A directory whose name is no text,
+    which no catalog can hold, is left for the one where the session began; and a job can write anything for a spec or
+    status of its own: what no session can be given is passed over."""
     specs = {number: spec for number, spec in others.items() if number and spec.keep}
     if main is not None:
         specs[0] = main
@@ -150,10 +152,23 @@ def context_of(
         status = statuses.get(number)
         if number and (status is None or not status.running):
             continue
-        done = status.done if status is not None else ()
+        names = {step.name for step in spec.steps}
+        done = tuple(name for name in status.done if name in names) if status is not None else ()
         workdir = directories.get(number, spec.workdir)
-        again.append(msgspec.structs.replace(spec, id=number, done=done, workdir=workdir))
+        workdir = workdir if _fits(spec, workdir) else spec.workdir
+        if not number or _fits(spec, workdir):
+            again.append(msgspec.structs.replace(spec, id=number, done=done, workdir=workdir))
     return Context(sessions=tuple(again), state=job.spec.state, labels={**job.spec.labels, **labels})
+
+
+def _fits(spec: SessionSpec, workdir: str) -> bool:
+    try:
+        check_texts(
+            (*spec.argv, workdir, *(text for step in spec.steps for text in (step.name, step.script))), spec.env
+        )
+    except InvalidInput:
+        return False
+    return True
 
 
 def renamed(context: Context, name: str, env: Mapping[str, str]) -> Context:
