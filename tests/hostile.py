@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from engine import archive
 from engine.tree import Node, erofs, open_directory, open_image, sound, write_image
 
 BLOCK = 4096
@@ -34,7 +35,7 @@ class Image:
 
     def __init__(self, tree: Path, into: Path) -> None:
         into.mkdir(exist_ok=True)
-        self._meta, self._blob = into / "meta", into / "blob"
+        self._meta, self._blob = into / archive.META, into / archive.BLOB
         self._meta.unlink(missing_ok=True)
         self._blob.unlink(missing_ok=True)
         with open_directory(tree) as root:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Callable, Hashable, Iterator
 
@@ -47,7 +48,7 @@ def record(path: bytes, node: Node, xattrs: Xattrs) -> census.Record:
         size=0 if node.is_directory else len(node.target()) if node.is_link else node.size,
         links=0 if node.is_directory or node.is_whiteout else node.nlink,
         mtime=node.mtime_ns,
-        xattrs={name.decode(): value for name, value in xattrs(node).items()},
+        xattrs={os.fsdecode(name): value for name, value in xattrs(node).items()},
         content=content,
         target=node.target() if node.is_link else b"",
         first=path,

@@ -49,6 +49,10 @@ def mount_image(image: Path, target: Path) -> None:
         raise OSError(number, os.strerror(number), os.fspath(image))
 
 
+def unmount(target: Path) -> None:
+    subprocess.run(["umount", target], check=True)
+
+
 @dataclass(frozen=True)
 class Stack:
     """``layers`` topmost first; ``top`` becomes a new layer's directory, which is what is written."""

@@ -9,7 +9,7 @@ from wrongs import INODE_FORMAT, INODE_SIZE, INODE_UNION, wrong
 
 from engine.tree import erofs
 
-INODE_XATTRS, INODE_MODE, INODE_HIGH, INODE_NANOSECONDS, INODE_NLINK = 2, 4, 6, 40, 44
+INODE_XATTRS, INODE_MODE, INODE_HIGH, INODE_GID, INODE_NANOSECONDS, INODE_NLINK = 2, 4, 6, 28, 40, 44
 
 
 @wrong
@@ -40,6 +40,11 @@ def an_inode_has_no_type(image: Image) -> None:
 @wrong
 def an_inode_has_no_links(image: Image) -> None:
     image.put("<I", image.inode(b"empty") + INODE_NLINK, 0)
+
+
+@wrong
+def an_owner_is_none(image: Image) -> None:
+    image.put("<I", image.inode(b"empty") + INODE_GID, (1 << 32) - 1)
 
 
 @wrong

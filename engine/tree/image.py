@@ -118,8 +118,8 @@ class ImageNode(Node):
             raise image.damaged("an inode is of an unknown form")
         if stat.S_IFMT(mode) not in erofs.FILE_TYPES:
             raise image.damaged("an inode has no type")
-        if nanoseconds >= 10**9:
-            raise image.damaged("a time is none")
+        if nanoseconds >= 10**9 or _NO_ID in (uid, gid):
+            raise image.damaged("a time or an owner is none")
         self._xattr_size = erofs.XATTRS.size + 4 * (xattrs - 1) if xattrs else 0
         self._data = at + erofs.INODE.size + self._xattr_size
         self.mode, self.uid, self.gid, self.size, self.nlink = mode, uid, gid, size, nlink
@@ -339,3 +339,4 @@ class ImageNode(Node):
 _DOTS = (b".", b"..")
 _LAYOUTS = (erofs.FLAT_PLAIN, erofs.FLAT_INLINE, erofs.CHUNKED)
 _SIZE_MAX = (1 << 63) - 1
+_NO_ID = (1 << 32) - 1
