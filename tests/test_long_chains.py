@@ -17,7 +17,7 @@ pytestmark = pytest.mark.root
 def work_in_background(engine: Engine) -> None:
     """All there is to do, as the process does it that a pause starts."""
     command = [sys.executable, "-m", background.__name__, str(engine.config.root)]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=60)
 
 
 @pytest.mark.parametrize("pauses", [20, pytest.param(100, marks=pytest.mark.slow)])
@@ -125,3 +125,16 @@ def works_on(engine: Engine) -> None:
     rounds = "cat /work/log 2>/dev/null | wc -l"
     before = int(inside(engine, "a", rounds))
     wait_for(lambda: int(inside(engine, "a", rounds)) > before + 10)
+
+
+def test_there_is_an_end_to_flattening(engine: Engine) -> None:
+    """With a depth that no chain keeps within, too."""
+    (engine.config.root / "config.json").write_text('{"archive": "never", "depth": 1}')
+    engine.run(shell("sleep 1000", name="a"))
+    for number in range(3):
+        inside(engine, "a", f"echo {number} > /{number}")
+        engine.snapshot_pin(engine.pause("a", mode="filesystem").snapshot)
+        engine.resume("a")
+    work_in_background(engine)
+    assert len(engine.job("a").layers) == 1
+    assert inside(engine, "a", "cat /0 /1 /2") == "0\n1\n2\n"
