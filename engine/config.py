@@ -45,7 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     archive: Archiving = "background"
     """whether pauses archive, where they don't say"""
     depth: int = 8
-    """layers of a chain from which on it is flattened in the background; 0 = never"""
+    """layers of a chain, 2 at least, from which on it is flattened in the background; 0 = never"""
     run: str | None = None
     """the run directory, where /run/serac isn't wanted"""
 

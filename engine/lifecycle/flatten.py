@@ -43,14 +43,17 @@ def flatten_snapshot(root: Root, ref: str) -> Snapshot:
 
 
 def due(root: Root, *, but: Collection[tuple[str, ...]] = ()) -> tuple[str, ...] | None:
-    """The layers of a chain that is to be flattened, if there is one ``but`` these; the deepest first.
+    """The layers that are to be merged, the lowest of the deepest chain, if there are any ``but`` these.
 
-    Of a snapshot's chain its top layer stays as it is; of a job's chain all is below its upper."""
-    depth = root.config.settings.depth
+    Of a snapshot's chain its top layer stays as it is; of a job's chain all is below its upper. No more layers than
+    are too many, for they are what other chains that are too deep most likely have in common with this one."""
+    if not root.config.settings.depth:
+        return None
+    depth = max(root.config.settings.depth, 2)
     chains = [snapshot.layers[:-1] for snapshot in root.catalog.snapshots()]
     chains += [job.layers for job in root.catalog.jobs() if job.upper is not None]
-    deepest = max((chain for chain in chains if chain not in but), key=len, default=())
-    return deepest if depth and len(deepest) >= depth else None
+    deepest = max((chain for chain in chains if chain[:depth] not in but), key=len, default=())
+    return deepest[:depth] if len(deepest) >= depth else None
 
 
 def flatten_chain(root: Root, chain: Sequence[str]) -> None:

@@ -118,7 +118,7 @@ class ImageNode(Node):
             raise image.damaged("an inode is of an unknown form")
         if stat.S_IFMT(mode) not in erofs.FILE_TYPES:
             raise image.damaged("an inode has no type")
-        if nanoseconds >= 10**9 or _NO_ID in (uid, gid):
+        if nanoseconds >= 10**9 or NO_ID in (uid, gid):
             raise image.damaged("a time or an owner is none")
         self._xattr_size = erofs.XATTRS.size + 4 * (xattrs - 1) if xattrs else 0
         self._data = at + erofs.INODE.size + self._xattr_size
@@ -153,8 +153,6 @@ class ImageNode(Node):
             raise self._image.damaged("a directory has no way back")
 
     def sound(self, name: bytes, devices: Callable[[Node], bool]) -> None:
-        if NO_ID in (self.uid, self.gid):
-            raise self._image.damaged(f"nobody can own {name[:80]!r}")
         xattrs = self.xattrs()
         if portable(self, xattrs) != xattrs:
             raise self._image.damaged(f"{name[:80]!r} has an attribute that overlayfs takes for its own")
@@ -339,4 +337,3 @@ class ImageNode(Node):
 _DOTS = (b".", b"..")
 _LAYOUTS = (erofs.FLAT_PLAIN, erofs.FLAT_INLINE, erofs.CHUNKED)
 _SIZE_MAX = (1 << 63) - 1
-_NO_ID = (1 << 32) - 1
