@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from roots import empty, output, until, wait_for
+from roots import configure, empty, output, until, wait_for
 
 from engine import Engine, JobSpec, SessionSpec, session
 from engine.base import DirSource
@@ -47,6 +47,7 @@ def armed(small_tree: Path) -> Iterator[Engine]:
         tree = shutil.copytree(small_tree, place / "tree", symlinks=True)
         for family in FAMILIES:
             compile_family(family, tree / "bin" / family)
+        configure(place / "root")
         with Engine(place / "root", timeout=30) as engine:
             try:
                 engine.base_build("kinds", DirSource(path=tree))

@@ -39,8 +39,7 @@ def test_a_job_reaches_the_host_by_its_gateway(engine: Engine) -> None:
 
 
 def test_names_are_resolved_by_the_configured_server(root_directory: Path, small_tree: Path) -> None:
-    root_directory.mkdir()
-    (root_directory / "config.json").write_text(f'{{"dns": ["{NAME_SERVER}"]}}')
+    (root_directory / "config.json").write_text(f'{{"dns": ["{NAME_SERVER}"], "archive": "never"}}')
     with Engine(root_directory, timeout=30) as engine, on_loopback(NAME_SERVER), naming(NAME_SERVER) as asked:
         try:
             engine.base_build("small", DirSource(path=small_tree))

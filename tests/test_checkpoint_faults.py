@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from remains import interrupted, killed, no_processes, nothing_of_a_dump, only_its_own
-from roots import empty, inside, wait_for
+from roots import configure, empty, inside, wait_for
 from witness import small_tree, witness
 
 from engine import Engine, JobState, Limits, checkpoint
@@ -294,6 +294,7 @@ def small_disk(root_directory: Path) -> Iterator[Path]:
 
 
 def test_a_dump_that_is_larger_than_the_disk(small_disk: Path, small_tree: Path) -> None:
+    configure(small_disk / "root")
     with Engine(small_disk / "root", timeout=30) as engine:
         try:
             engine.base_build("small", DirSource(path=small_tree))

@@ -71,7 +71,7 @@ def test_a_job_from_its_start_to_its_removal(serac: Command) -> None:
     )
     serac.good("exec", "web", "--", "true")
     listed = serac.good("ps").splitlines()
-    assert listed[0].split() == ["NAME", "STATE", "BASE", "COMMAND", "CREATED", "PAUSES", "SNAPSHOT"]
+    assert listed[0].split() == ["NAME", "STATE", "BASE", "COMMAND", "CREATED", "PAUSES", "SNAPSHOT", "ARCHIVE"]
     assert listed[1].split()[:3] == ["web", "running", "small"]
     shown = serac.good("show", "web")
     assert "mr=4" in shown

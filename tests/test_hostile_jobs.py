@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
-from roots import empty, inside, shell, until
+from roots import configure, empty, inside, shell, until
 
 from engine import Engine, JobSpec, JobState, SessionSpec, Step
 from engine.base import DirSource
@@ -264,6 +264,7 @@ def free(mount: Path) -> int:
 
 def test_on_a_full_disk_verbs_leave_what_they_found_and_removals_give_room(small_disk: Path, small_tree: Path) -> None:
     root = small_disk / "root"
+    configure(root)
     with Engine(root, timeout=30) as engine:
         try:
             engine.base_build("small", DirSource(path=small_tree))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from roots import empty
+from roots import configure, empty
 
 from bench import interrupts
 from bench.measure import Sample, timed
@@ -29,6 +29,7 @@ def opened(directory: Path, tree: Path) -> Iterator[Engine]:
     """An engine with the base ``small``, whose root is gone at the end with all that is in it."""
     root = Path(tempfile.mkdtemp(prefix="root-", dir=directory))
     try:
+        configure(root / "root")
         with Engine(root / "root", timeout=120) as engine:
             try:
                 engine.base_build(BASE, DirSource(path=tree))
