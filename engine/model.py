@@ -319,6 +319,8 @@ class Snapshot(Value, frozen=True, kw_only=True):
     pinned: bool = False
     due: bool = False
     """whether it is to be archived in the background"""
+    edition: str | None = None
+    """another one whenever a resume had begun to write its top layer again, and was taken back"""
     archive: str | None = None
     """digest of its manifest, once it is archived"""
 

@@ -33,10 +33,11 @@ def test_every_step_has_a_verb_that_reaches_it() -> None:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", STEPS)
 def test_a_killed_engine_loses_nothing(engine: Engine, tmp_path: Path, name: str, place: str) -> None:
+    engine.close()
     idle = leftovers.count()
     verb = name.split(".")[0]
     prepare(engine, verb, tmp_path / "snapshot.serac")
-    engine.close()
+    engine.close()  # SQLite keeps a closed connection's descriptor while the process has another one to the same file
     assert killed(engine, VERBS[verb], f"{name}:{place}", tmp_path / "snapshot.serac"), f"{name} was not reached"
     with Engine(engine.config.root, timeout=30) as after:
         again(after, verb, tmp_path / "snapshot.serac")

@@ -46,9 +46,19 @@ REMAPS = b"remaps"
 def archive_snapshot(root: Root, ref: str, *, progress: Progress | None = None) -> Snapshot:
     """The snapshot, archived; at once where it is already. Raises NotFound when it is removed, or resumed by ``reuse``,
     meanwhile; NoSpace, Damaged."""
-    snapshot = root.catalog.snapshot(ref)
-    if snapshot.archive is not None and _has_manifest(root, snapshot):
-        return snapshot
+    while True:
+        snapshot = root.catalog.snapshot(ref)
+        if snapshot.archive is not None and _has_manifest(root, snapshot):
+            return snapshot
+        try:
+            return _archive(root, snapshot, progress)
+        except NotFound:
+            if root.catalog.snapshot(snapshot.id).layers == snapshot.layers:
+                raise
+            # Its chain was flattened meanwhile: there is less to do now.
+
+
+def _archive(root: Root, snapshot: Snapshot, progress: Progress | None) -> Snapshot:
     with _alone(root, snapshot), root.intent(f"archive-{snapshot.id}", scratch=True) as intent:
         watch = _Watch(root, snapshot, intent.path, progress)
         try:
@@ -152,7 +162,7 @@ def _archive_layer(root: Root, snapshot: Snapshot, layer: Layer, watch: _Watch) 
         step("archive.layer"),
         root.catalog.transaction(durable=True) as transaction,
     ):
-        root.catalog.snapshot(snapshot.id)
+        _same(root, snapshot)
         (current,) = root.catalog.chain((layer.id,))
         transaction.put_layer(msgspec.structs.replace(current, image=digest))
 
@@ -167,10 +177,18 @@ def _archive_processes(root: Root, snapshot: Snapshot, watch: _Watch) -> None:
         step("archive.processes"),
         root.catalog.transaction(durable=True) as transaction,
     ):
-        current = root.catalog.snapshot(snapshot.id)
+        current = _same(root, snapshot)
         assert current.image is not None
         image = msgspec.structs.replace(current.image, digest=digest)
         transaction.put_snapshot(msgspec.structs.replace(current, image=image))
+
+
+def _same(root: Root, snapshot: Snapshot) -> Snapshot:
+    """The snapshot as its row is now. Raises NotFound when its top layer may have been another for a moment."""
+    current = root.catalog.snapshot(snapshot.id)
+    if current.edition != snapshot.edition:
+        raise NotFound(f"snapshot {snapshot.id} was resumed meanwhile", hint="archive it again")
+    return current
 
 
 @contextlib.contextmanager

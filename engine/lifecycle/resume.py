@@ -154,6 +154,8 @@ def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool, keep: boo
             upper, chain = snapshot.layers[-1], snapshot.layers[:-1]
             resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=chain)
             transaction.put_job(resuming)
+            current = root.catalog.snapshot(snapshot.id)
+            transaction.put_snapshot(msgspec.structs.replace(current, edition=store.new_id()))
             return resuming, "reuse"
     layers.check_depth(snapshot)
     top, upper = snapshot.layers[-1], store.new_id()
@@ -235,7 +237,8 @@ def _revert(root: Root, running: Job) -> None:
     if manifest is None:  # stacked: the snapshot never went
         snapshot = root.catalog.snapshot(running.snapshot or "")
     else:  # the layers below may have been flattened since it was written
-        snapshot = msgspec.structs.replace(manifest, layers=(*running.layers, running.upper))
+        chain = (*running.layers, running.upper)
+        snapshot = msgspec.structs.replace(manifest, layers=chain, edition=store.new_id())
     _put_paused(root, running, snapshot)
 
 
