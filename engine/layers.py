@@ -184,6 +184,11 @@ def put_back(directory: Path, names: Sequence[str]) -> None:
             os.link(kept, os.path.basename(name), dst_dir_fd=parent, follow_symlinks=False)
 
 
+def drop_remaps(directory: Path) -> None:
+    """Take the second names of files away, which the job would count."""
+    remove_tree(image(directory) / "remaps")
+
+
 @contextlib.contextmanager
 def _parent(top: Path, name: str) -> Iterator[int]:
     """A descriptor of the directory of ``name``, which no link leads to: the upper is the job's."""

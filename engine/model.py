@@ -199,6 +199,8 @@ class Layer(Value, frozen=True, kw_only=True):
     """digest, once it is archived"""
     directory: bool = True
     """whether the directory is there"""
+    edition: str | None = None
+    """another one whenever a resume that began to write it again was taken back"""
     parent: str | None = None
     """the layer below, None = the base"""
     owner: str | None = None
@@ -319,8 +321,6 @@ class Snapshot(Value, frozen=True, kw_only=True):
     pinned: bool = False
     due: bool = False
     """whether it is to be archived in the background"""
-    edition: str | None = None
-    """another one whenever a resume had begun to write its top layer again, and was taken back"""
     archive: str | None = None
     """digest of its manifest, once it is archived"""
 

@@ -260,6 +260,20 @@ def test_a_spoilt_image_leaves_the_snapshot(engine: Engine, spoil: Callable[[Pat
     wait_for(lambda: "report" in inside(engine, "a", "ls /"))
 
 
+def test_processes_that_would_be_of_the_host(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an image that was forged might have it: criu makes the user namespace that the image says."""
+    witness(engine, children=1)
+    before = engine.snapshot(engine.pause("a", mode="process").snapshot)
+    monkeypatch.setattr("engine.kernel.process.id_map", lambda _pid: ((0, 0, 1 << 32),))
+    with pytest.raises(Damaged, match="not be in the user namespace of a job"):
+        engine.resume("a")
+    assert engine.job("a").state is JobState.PAUSED
+    assert engine.snapshots() == [before]
+    no_processes(engine)
+    monkeypatch.undo()
+    engine.resume("a", mode="process")
+
+
 def test_an_image_that_is_gone(engine: Engine) -> None:
     witness(engine, children=0)
     before = engine.snapshot(engine.pause("a", mode="process").snapshot)

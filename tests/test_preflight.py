@@ -117,7 +117,7 @@ def test_named_without_a_process(armed: Engine, kind: str) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("kind", ON_THE_HOST)
 def test_named_in_the_hosts_user_namespace(armed: Engine, kind: str) -> None:
-    with standing(armed, kind, userns="host") as stood:
+    with standing(armed, kind, userns="host", allow=("devices",)) as stood:
         found = judge(stood.seen(), userns="host", net="none", capable=False)
         assert [obstacle.reason for obstacle in found] == [ON_THE_HOST[kind]]
         assert f"process {stood.pid} (" in found[0].detail

@@ -30,6 +30,12 @@ def working_directory(pid: int) -> str:
     return os.readlink(f"/proc/{pid}/cwd")
 
 
+def id_map(pid: int) -> tuple[tuple[int, int, int], ...]:
+    """The user ids of a process's user namespace: first one inside, first one seen from here, count."""
+    lines = Path(f"/proc/{pid}/uid_map").read_text(encoding="ascii").splitlines()
+    return tuple((int(inside), int(here), int(count)) for inside, here, count in map(str.split, lines))
+
+
 def namespace_pid(pid: int) -> int:
     """The pid that the process has in the innermost pid namespace it belongs to."""
     for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():

@@ -156,13 +156,14 @@ def _local_trees(root: Root, snapshot: Snapshot) -> Iterator[Path]:
 
 
 def _archive_layer(root: Root, snapshot: Snapshot, layer: Layer, watch: _Watch) -> None:
+    top = _top(root, snapshot)
     with (
         trees.opened(root, layer) as tree,
         _written(root, tree, watch) as digest,
         step("archive.layer"),
         root.catalog.transaction(durable=True) as transaction,
     ):
-        _same(root, snapshot)
+        _same(root, snapshot, top)
         (current,) = root.catalog.chain((layer.id,))
         transaction.put_layer(msgspec.structs.replace(current, image=digest))
 
@@ -171,24 +172,29 @@ def _archive_processes(root: Root, snapshot: Snapshot, watch: _Watch) -> None:
     assert snapshot.image is not None
     if snapshot.image.digest is not None:
         return
+    top = _top(root, snapshot)
     with (
         open_directory(layers.image(root.layer(snapshot.layers[-1]))) as tree,
         _written(root, without(tree, {REMAPS}), watch) as digest,
         step("archive.processes"),
         root.catalog.transaction(durable=True) as transaction,
     ):
-        current = _same(root, snapshot)
+        current = _same(root, snapshot, top)
         assert current.image is not None
         image = msgspec.structs.replace(current.image, digest=digest)
         transaction.put_snapshot(msgspec.structs.replace(current, image=image))
 
 
-def _same(root: Root, snapshot: Snapshot) -> Snapshot:
+def _top(root: Root, snapshot: Snapshot) -> Layer:
+    (top,) = root.catalog.chain(snapshot.layers[-1:])
+    return top
+
+
+def _same(root: Root, snapshot: Snapshot, top: Layer) -> Snapshot:
     """The snapshot as its row is now. Raises NotFound when its top layer may have been another for a moment."""
-    current = root.catalog.snapshot(snapshot.id)
-    if current.edition != snapshot.edition:
+    if _top(root, snapshot).edition != top.edition:
         raise NotFound(f"snapshot {snapshot.id} was resumed meanwhile", hint="archive it again")
-    return current
+    return root.catalog.snapshot(snapshot.id)
 
 
 @contextlib.contextmanager

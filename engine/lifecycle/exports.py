@@ -48,7 +48,7 @@ def export(
     else:
         what = "the base isn't in a checkpoint archive" if with_base else f"no format {format!r}"
         raise InvalidInput(what, hint=f"formats: {', '.join(get_args(Format))}")
-    with contextlib.ExitStack() as stack:
+    with _translated(root, snapshot), contextlib.ExitStack() as stack:
         write(out=stack.enter_context(written(target)) if isinstance(target, str) else target)
     return snapshot
 
@@ -56,7 +56,7 @@ def export(
 def _export(
     root: Root, snapshot: Snapshot, *, out: BinaryIO, with_base: bool, progress: Progress | None = None
 ) -> None:
-    with run.reader(root, snapshot.base, snapshot.layers), _translated(root, snapshot):
+    with run.reader(root, snapshot.base, snapshot.layers):
         directories = _images(root, snapshot, with_base=with_base)
         total = sum(_size(directory) for directory in directories)
         tick = None if progress is None else lambda done: progress(done, total)

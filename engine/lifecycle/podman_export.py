@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from engine import archive, layers
-from engine.errors import InvalidInput, from_os
+from engine.errors import InvalidInput
 from engine.exchange import Container, write_checkpoint
 from engine.lifecycle import oci_export, run, trees
 from engine.lifecycle.archiving import Progress
@@ -29,7 +29,7 @@ def check(snapshot: Snapshot) -> Snapshot:
 
 
 def export_checkpoint(root: Root, snapshot: Snapshot, out: BinaryIO, *, progress: Progress | None = None) -> None:
-    """Raises NotFound, InvalidInput (a name that the archive can't hold), NoSpace, Damaged."""
+    """Raises NotFound, InvalidInput (a name that the archive can't hold), OSError, Damaged."""
     tick = None if progress is None else lambda done: progress(done, 0)
     with (
         root.intent(f"export-{snapshot.id}", scratch=True) as intent,
@@ -38,22 +38,17 @@ def export_checkpoint(root: Root, snapshot: Snapshot, out: BinaryIO, *, progress
     ):
         intent.undone()  # there is nothing but the scratch directory
         after = forest.chain(snapshot.base, job.layers)
-        try:
-            with _processes(root, snapshot) as processes:
-                write_checkpoint(
-                    out,
-                    _container(root, snapshot),
-                    before=forest.chain(snapshot.base, ()),
-                    after=after,
-                    but=frozenset({oci_export.OWN}),
-                    processes=processes,
-                    scratch=intent.path,
-                    tick=tick,
-                )
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise from_os(error, "export") from error
+        with _processes(root, snapshot) as processes:
+            write_checkpoint(
+                out,
+                _container(root, snapshot),
+                before=forest.chain(snapshot.base, ()),
+                after=after,
+                but=frozenset({oci_export.OWN}),
+                processes=processes,
+                scratch=intent.path,
+                tick=tick,
+            )
 
 
 @contextlib.contextmanager

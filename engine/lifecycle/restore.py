@@ -56,6 +56,7 @@ def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily
             init = talk.conversation.until("post-restore")
             processes.remember(root, job.id, init, program=image.init)
             talk.conversation.until("pre-resume")
+            _check_owners(root, job)
             checkpoint.place(cgroup.pids(root.group_of(job)), image.placements)
             if pages is not None:
                 pages.ready()
@@ -82,6 +83,17 @@ def opened(root: Root, snapshot: Snapshot) -> Iterator[Path]:
         except FileNotFoundError as error:
             raise CannotRestore(f"the processes are gone: {error.filename}", reason="no-image") from error
         yield mounted
+
+
+def _check_owners(root: Root, job: Job) -> None:
+    """criu makes user namespaces as an image says; none of its processes may be the host's root. Raises Damaged."""
+    ids = processes.id_range(root, job)
+    if ids is None:
+        return
+    if any(process.id_map(pid) != ((0, *ids),) for pid in cgroup.pids(root.group_of(job))):
+        raise Damaged(
+            "the processes would not be in the user namespace of a job", hint="don't resume it: it was forged"
+        )
 
 
 def _check_size(images: Path, image: ProcessImage) -> None:

@@ -154,16 +154,14 @@ def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool, keep: boo
             upper, chain = snapshot.layers[-1], snapshot.layers[:-1]
             resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=chain)
             transaction.put_job(resuming)
-            current = root.catalog.snapshot(snapshot.id)
-            transaction.put_snapshot(msgspec.structs.replace(current, edition=store.new_id()))
             return resuming, "reuse"
     layers.check_depth(snapshot)
-    top, upper = snapshot.layers[-1], store.new_id()
-    with trees.opened(root, *root.catalog.chain((top,))) as below:
-        layers.create(root.layer(upper), like=below)
+    below, upper = snapshot.layers[-1], store.new_id()
+    with trees.opened(root, *root.catalog.chain((below,))) as tree:
+        layers.create(root.layer(upper), like=tree)
     resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=snapshot.layers)
     with root.catalog.transaction() as transaction:
-        transaction.put_layer(Layer(id=upper, parent=top, owner=job.id, created=now()))
+        transaction.put_layer(Layer(id=upper, parent=below, owner=job.id, created=now()))
         transaction.put_job(resuming)
     return resuming, "stack"
 
@@ -225,6 +223,7 @@ def finish(root: Root, running: Job) -> dict[int, str]:
         root.put(msgspec.structs.replace(running, pending=()))
     directory = root.layer(processes.upper(running))
     layers.unseal(directory)
+    layers.drop_remaps(directory)
     root.discard(layers.image(directory))
     return missing
 
@@ -237,8 +236,7 @@ def _revert(root: Root, running: Job) -> None:
     if manifest is None:  # stacked: the snapshot never went
         snapshot = root.catalog.snapshot(running.snapshot or "")
     else:  # the layers below may have been flattened since it was written
-        chain = (*running.layers, running.upper)
-        snapshot = msgspec.structs.replace(manifest, layers=chain, edition=store.new_id())
+        snapshot = msgspec.structs.replace(manifest, layers=(*running.layers, running.upper))
     _put_paused(root, running, snapshot)
 
 
@@ -266,11 +264,11 @@ def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
         pending=(),
         loading=None,
     )
-    parent = snapshot.layers[-2] if len(snapshot.layers) > 1 else None
     with root.catalog.transaction(durable=True) as transaction:
         transaction.put_job(paused)
-        if root.catalog.chain((top,))[0].owner is not None:
-            transaction.put_layer(Layer(id=top, parent=parent, created=snapshot.created))
+        if job.upper == top:
+            (layer,) = root.catalog.chain((top,))
+            transaction.put_layer(msgspec.structs.replace(layer, owner=None, edition=store.new_id()))
         transaction.put_snapshot(snapshot)
         if job.upper is not None and job.upper != top:
             transaction.remove_layer(job.upper)

@@ -118,8 +118,10 @@ class ImageNode(Node):
             raise image.damaged("an inode is of an unknown form")
         if stat.S_IFMT(mode) not in erofs.FILE_TYPES:
             raise image.damaged("an inode has no type")
-        if nanoseconds >= 10**9 or NO_ID in (uid, gid):
-            raise image.damaged("a time or an owner is none")
+        if nanoseconds >= 10**9:
+            raise image.damaged("a time is none")
+        if NO_ID in (uid, gid):
+            raise image.damaged("it has something that nobody can own")
         self._xattr_size = erofs.XATTRS.size + 4 * (xattrs - 1) if xattrs else 0
         self._data = at + erofs.INODE.size + self._xattr_size
         self.mode, self.uid, self.gid, self.size, self.nlink = mode, uid, gid, size, nlink
