@@ -19,6 +19,7 @@ from roots import empty, inside, shell, until
 
 from engine import Engine, JobSpec
 from engine.base import DirSource
+from engine.errors import Damaged
 from engine.network import IP_FORWARD, STATE
 
 pytestmark = pytest.mark.root
@@ -62,6 +63,16 @@ def test_two_jobs_do_not_reach_each_other(engine: Engine) -> None:
     assert inside(engine, "b", f"until netstat -lnt | grep -q :7000; do :; done; {answer}") == "hello\n"
     inside(engine, "b", "nc -l -p 7000 -e cat > /dev/null 2>&1 &")
     assert inside(engine, "a", answer) == "refused\n"
+
+
+def test_a_fork_that_fails_takes_its_interface_away(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.run(JobSpec(base="small", name="a", net="bridge"))
+    snapshot = engine.pause("a", mode="process").snapshot
+    idle = leftovers.count()
+    monkeypatch.setattr("engine.kernel.process.id_map", lambda _pid: ())
+    with pytest.raises(Damaged):
+        engine.fork(snapshot, name="b")
+    assert leftovers.difference(idle, leftovers.settled(idle)) == []
 
 
 def test_a_pause_gives_the_interface_back_and_a_resume_the_address(engine: Engine) -> None:

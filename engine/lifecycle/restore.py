@@ -56,7 +56,7 @@ def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily
             init = talk.conversation.until("post-restore")
             processes.remember(root, job.id, init, program=image.init)
             talk.conversation.until("pre-resume")
-            _check_owners(root, job)
+            _check_owners(root, job, criu=talk.criu.pid)
             checkpoint.place(cgroup.pids(root.group_of(job)), image.placements)
             if pages is not None:
                 pages.ready()
@@ -85,12 +85,13 @@ def opened(root: Root, snapshot: Snapshot) -> Iterator[Path]:
         yield mounted
 
 
-def _check_owners(root: Root, job: Job) -> None:
+def _check_owners(root: Root, job: Job, *, criu: int) -> None:
     """criu makes user namespaces as an image says; none of its processes may be the host's root. Raises Damaged."""
     ids = processes.id_range(root, job)
     if ids is None:
         return
-    if any(process.id_map(pid) != ((0, *ids),) for pid in cgroup.pids(root.group_of(job))):
+    restored = set(cgroup.pids(root.group_of(job))) - {criu}
+    if any(process.id_map(pid) != ((0, *ids),) for pid in restored):
         raise Damaged(
             "the processes would not be in the user namespace of a job", hint="don't resume it: it was forged"
         )

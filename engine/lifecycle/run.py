@@ -184,12 +184,13 @@ def _made(root: Root, job: Job) -> Iterator[Job]:
             intent.undone()
             raise from_os(error, "create job") from error
         with store.locked(root.jobs / job.id, timeout=root.timeout):
+            made = job
             try:
                 with step("run.prepare", job=job.id):
                     made = _make(root, job)
                 yield made
             except BaseException:
-                remove.erase(root, job)
+                remove.erase(root, made)
                 intent.undone()
                 raise
 
