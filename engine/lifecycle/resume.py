@@ -4,7 +4,8 @@
 becomes the upper again; row: ``resuming`` with that upper; 2 mount, and launch init, or restore all processes (mode
 ``process``, `engine.lifecycle.restore`): nothing of the job's own runs yet; 3 COMMIT: ``running``, with the sessions of
 the context ``pending`` where there are none yet; with reuse the snapshot is gone from here on, for its layer is about
-to be written; 4 start the sessions, or let the processes go; 5 row: none pending; manifest and process image go.
+to be written; 4 start the sessions, or let the processes go; 5 row: none pending; manifest and process image go, whose
+bytes are freed while the caller goes on.
 
 | killed | leaves | put right by |
 | --- | --- | --- |
