@@ -68,19 +68,22 @@ def flatten_chain(root: Root, chain: Sequence[str]) -> None:
 def _flatten(root: Root, base: str, chain: tuple[str, ...], *, whole: str | None) -> None:
     layer = Layer(id=store.new_id(), directory=False, created=now())
     with root.intent(f"flatten-{layer.id}", scratch=True) as intent:
+        aside = intent.path / "image"
         try:
-            aside = intent.path / "image"
             with step("flatten.write"), trees.opened_chain(root, chain) as parts:
                 archive.build_image(flattened(parts), aside)
-            digest = archive.image_digest(aside)
-            with step("flatten.place"):
-                held = images.placed(aside, root.images / digest, timeout=root.timeout)
-            with held, _at_rest(root, base, chain, whole) as locked, step("flatten.commit"):
-                _make(root, layer.id)
-                gone = _commit(root, base, chain, msgspec.structs.replace(layer, image=digest), whole, locked)
         except BaseException:
             intent.undone()
             raise
+        # From here on a failure leaves what the sweep takes away.
+        digest = archive.image_digest(aside)
+        with contextlib.ExitStack() as held:
+            with step("flatten.place"):
+                held.enter_context(images.placed(aside, root.images / digest, timeout=root.timeout))
+            locked = held.enter_context(_at_rest(root, base, chain, whole))
+            with step("flatten.commit"):
+                _make(root, layer.id)
+                gone = _commit(root, base, chain, msgspec.structs.replace(layer, image=digest), whole, locked)
         with step("flatten.remove"):
             gone.remove(root)
 
