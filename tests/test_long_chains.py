@@ -66,10 +66,10 @@ def right(engine: Engine, ref: str, pauses: int) -> bool:
 WRITER = """
 n=0
 while [ ! -e /stop ]; do
-    n=$((n + 1)); d=/work/d$((n % 7))
-    mkdir -p $d; echo $n >> /work/log; echo $n > $d/new; mv $d/new $d/f$((n % 5)); [ $((n % 11)) = 0 ] && rm -r $d
+    n=$((n + 1)); d=/data/d$((n % 7))
+    mkdir -p $d; echo $n >> /data/log; echo $n > $d/new; mv $d/new $d/f$((n % 5)); [ $((n % 11)) = 0 ] && rm -r $d
     cat /old/* | cmp -s - /all || echo wrong
-    [ "$(wc -l < /work/log)" = $n ] || echo lost $n
+    [ "$(wc -l < /data/log)" = $n ] || echo lost $n
 done
 echo the end
 """
@@ -122,7 +122,7 @@ def chain_changes(engine: Engine, before: tuple[str, ...]) -> None:
 
 def works_on(engine: Engine) -> None:
     """It gets done some rounds more."""
-    rounds = "cat /work/log 2>/dev/null | wc -l"
+    rounds = "cat /data/log 2>/dev/null | wc -l"
     before = int(inside(engine, "a", rounds))
     wait_for(lambda: int(inside(engine, "a", rounds)) > before + 10)
 

@@ -140,16 +140,16 @@ def test_a_tree_is_removed_however_deep_and_no_link_is_followed(tmp_path: Path) 
 
 
 ON_A_MOUNT = """
-mount -t tmpfs none "$1/work/deeper/mounted"
-echo kept > "$1/work/deeper/mounted/file"
+mount -t tmpfs none "$1/used/deeper/mounted"
+echo kept > "$1/used/deeper/mounted/file"
 "$2" -c 'import sys, pathlib, engine.store; engine.store.remove_tree(pathlib.Path(sys.argv[1]))' "$1" && exit 1
-cat "$1/work/deeper/mounted/file"
+cat "$1/used/deeper/mounted/file"
 """
 
 
 @pytest.mark.root
 def test_what_is_mounted_in_a_tree_is_an_error_and_no_loss(tmp_path: Path) -> None:
-    (tmp_path / "tree/work/deeper/mounted").mkdir(parents=True)
+    (tmp_path / "tree/used/deeper/mounted").mkdir(parents=True)
     shell = ["unshare", "--mount", "sh", "-c", ON_A_MOUNT, "sh", os.fspath(tmp_path / "tree"), sys.executable]
     done = subprocess.run(shell, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert done.stdout == "kept\n"
