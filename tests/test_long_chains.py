@@ -81,7 +81,7 @@ def test_a_job_works_on_while_its_chain_changes(engine: Engine) -> None:
         inside(
             engine,
             "a",
-            f"mkdir -p /old /work; echo {number} > /old/{number}; rm -f /old/{number - 2}; cat /old/* > /all",
+            f"mkdir -p /old /data; echo {number} > /old/{number}; rm -f /old/{number - 2}; cat /old/* > /all",
         )
         engine.snapshot_pin(engine.pause("a", mode="filesystem").snapshot)
         assert engine.resume("a").strategy == "stack"
