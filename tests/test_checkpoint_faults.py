@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from remains import interrupted, killed, no_processes, nothing_of_a_dump, only_its_own
-from roots import configure, empty, inside, wait_for
+from roots import configure, empty, inside, output, shell, until, wait_for
 from witness import small_tree, witness
 
 from engine import Engine, JobState, Limits, checkpoint
@@ -258,6 +258,19 @@ def test_a_spoilt_image_leaves_the_snapshot(engine: Engine, spoil: Callable[[Pat
         no_processes(engine)
     assert engine.resume("a", mode="filesystem").mode == "filesystem"
     wait_for(lambda: "report" in inside(engine, "a", "ls /"))
+
+
+def test_what_was_written_in_a_life_that_came_to_nothing_is_taken_back(engine: Engine) -> None:
+    """Its init knows where its log ended, and goes on there."""
+    engine.run(shell("echo begun; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.05; done", name="a"))
+    until(engine, "a", b"line 3\n")
+    engine.pause("a", mode="process")
+    log = engine._root.io(engine.job("a").id) / "0.log"
+    with log.open("ab") as file:
+        file.write(b"of a life that was taken back")
+    engine.resume("a", mode="process")
+    until(engine, "a", b"line 9\n")
+    assert "taken back" not in output(engine, "a", live=False)
 
 
 def test_processes_that_would_be_of_the_host(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

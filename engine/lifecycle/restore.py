@@ -40,6 +40,7 @@ def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily
     with contextlib.ExitStack() as stack:
         images = stack.enter_context(opened(root, snapshot))
         _check_size(images, image)
+        cut_logs(root, job, image)
         with step(f"{verb}.mount", job=job.id):
             view = _view(processes.prepare(root, job))
             work = root.run_job(job.id)
@@ -127,6 +128,23 @@ def leave_aside(root: Root, job: Job, snapshot: Snapshot) -> None:
         *parents, last = name.split("/")
         with contextlib.suppress(OSError), process.inside(processes.recall(root, job).pid, *parents) as directory:
             os.unlink(last, dir_fd=directory)
+
+
+def cut_logs(root: Root, job: Job, image: ProcessImage) -> None:
+    """Take back what sessions wrote in a life that came to nothing: their init goes on at the end that it knows."""
+    for name, size in image.logs.items():
+        if name.endswith(".log"):
+            with contextlib.suppress(OSError):  # the job could put anything there: criu finds out
+                _cut(root.io(job.id) / name, size)
+
+
+def _cut(path: Path, size: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_size > size:
+            os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
 
 
 def copy_logs(root: Root, job: Job, snapshot: Snapshot) -> None:
