@@ -2,7 +2,8 @@
 
     env = unpack(DebianSource(suite="bookworm"), tree)      # the tree as its source has it
     prepare(tree)                                           # mount points, static device nodes, no machine-id
-    engine.archive.build_image(tree, into)                  # and it is an image
+    with engine.tree.open_directory(tree) as root:
+        engine.archive.build_image(root, into)              # and it is an image
     warm(into)                                              # its files in the page cache
 
 Each source has a room of its own; nothing that a source brings along can write outside of the tree.

@@ -1,6 +1,7 @@
 """Layers, chains and bases as trees that are read, wherever their files are.
 
-A layer's directory is locked meanwhile (shared), so that `engine.lifecycle.collect` leaves it."""
+Whoever reads a chain to its end (`opened_chain`) has its layers' directories locked, shared, so that
+`engine.lifecycle.collect` leaves them; a glance at one layer's root (`opened`, `below`) needs no lock."""
 
 from __future__ import annotations
 
