@@ -5,6 +5,7 @@
 ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>, gone when it is empty)
   config.json                           mounts/<digest>/    images, read-only, shared by all jobs
   catalog.sqlite                        jobs/<id>/          stage/, init.json ..: while a job holds anything of the host
+  events.jsonl     the journal; events.1.jsonl is its older part
   bases/<digest>/  image.json ..        criu-<boot>.kdat    what criu found out about this kernel
                    meta.erofs data.blob
   images/<digest>/ the same: what was archived of layers and processes

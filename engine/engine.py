@@ -43,7 +43,7 @@ from engine.model import (
     SnapshotSource,
     Warmth,
 )
-from engine.session import Connection, Event
+from engine.session import Connection, SessionEvent
 from engine.snapshots import Snapshots
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Engine(Snapshots):
                 return self._attached(self._attachable(ref, number, wait=wait), number, offset)
         return self._attached(self._attachable(ref, number, wait=wait), number, offset)
 
-    def follow(self, ref: str, number: int = 0, *, offset: int = 0, live: bool = True) -> Iterator[Event]:
+    def follow(self, ref: str, number: int = 0, *, offset: int = 0, live: bool = True) -> Iterator[SessionEvent]:
         """A session's output from ``offset`` on; ``live``: until it ends, else what there is. Works in every state."""
         job = self._root.catalog.job(ref)
         read = session.follow if live else session.read_log

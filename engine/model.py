@@ -18,6 +18,7 @@ context   what a filesystem resume needs to go on: each session's command, envir
 snapshot  immutable: base digest + layers + context + labels + reason + times
 seal      turn an upper into a layer that nobody writes any more
 freeze    stop a job in memory (cgroup v2 freezer); thaw: let it go on
+event     something that was done, tried or decided in a root; the journal has them, oldest first
 pause     freeze, seal, release compute; resume: mount, start, go on
 fork      resume a snapshot as a new job; the snapshot stays
 recover   bring the world back in line with the catalog after a crash
@@ -436,6 +437,28 @@ class Collected(Value, frozen=True, kw_only=True):
     """``directory``: of a layer that is an image too"""
     id: str
     reason: str
+
+
+class Event(Value, frozen=True, kw_only=True):
+    """A line of a root's journal."""
+
+    time: float
+    kind: str
+    """a verb, such as ``pause``, or what was decided, such as ``retention.remove``"""
+    job: str | None = None
+    """id"""
+    name: str | None = None
+    """the job's name then"""
+    snapshot: str | None = None
+    """id"""
+    outcome: str = "ok"
+    """or the code of the error that it ended with"""
+    reason: str | None = None
+    """why, for people, in a line"""
+    ms: float | None = None
+    """how long it took"""
+    facts: dict[str, Any] = {}
+    """more of it, by names that go with the kind"""
 
 
 class FileChange(Value, frozen=True, kw_only=True, omit_defaults=False):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine import session
 from engine.model import SessionSpec
-from engine.session import Event, Exit, Output
+from engine.session import Exit, Output, SessionEvent
 
 TIMEOUT = 30.0
 PATH = {"PATH": os.environ["PATH"]}
@@ -175,17 +175,17 @@ def shell(script: str, **fields: object) -> SessionSpec:
     return SessionSpec(argv=("/bin/sh", "-c", script), env=PATH, **fields)  # type: ignore[arg-type]
 
 
-def output(events: Iterable[Event], stream: int = 1) -> bytes:
+def output(events: Iterable[SessionEvent], stream: int = 1) -> bytes:
     return b"".join(event.data for event in events if isinstance(event, Output) and event.stream == stream)
 
 
-def run(job: InitJob, spec: SessionSpec) -> list[Event]:
+def run(job: InitJob, spec: SessionSpec) -> list[SessionEvent]:
     with job.connect() as connection:
         connection.start(spec, attach=True)
         return list(connection.events())
 
 
-def until(events: Iterator[Event], wanted: bytes) -> bytes:
+def until(events: Iterator[SessionEvent], wanted: bytes) -> bytes:
     """Read on until the bytes have come; what came with them."""
     seen = b""
     for event in events:
@@ -196,7 +196,7 @@ def until(events: Iterator[Event], wanted: bytes) -> bytes:
     raise AssertionError(f"ended without {wanted!r}: {seen!r}")
 
 
-def ending(events: list[Event]) -> tuple[int | None, int | None]:
+def ending(events: list[SessionEvent]) -> tuple[int | None, int | None]:
     assert isinstance(events[-1], Exit)
     return events[-1].exit, events[-1].signal
 
@@ -216,7 +216,7 @@ def settle(condition: Callable[[], bool]) -> None:
     raise AssertionError("it doesn't settle")
 
 
-def wait_exit(job: InitJob, number: int) -> list[Event]:
+def wait_exit(job: InitJob, number: int) -> list[SessionEvent]:
     """What the log says once the session isn't listed any more."""
     with job.connect() as control:
         while any(status.id == number for status in control.sessions()):

@@ -20,7 +20,7 @@ import msgspec
 
 from engine.cli import terminal
 from engine.errors import ProtocolError, from_os
-from engine.session import INPUT_MAX, Connection, Event, Exit
+from engine.session import INPUT_MAX, Connection, Exit, SessionEvent
 
 CHUNK = 32 << 10
 
@@ -52,7 +52,7 @@ class Relay:
     """Shows a session until it ends or the user leaves, over one connection after the other where a pause comes
     between. The terminal and the signal handlers are put back after each."""
 
-    def __init__(self, show: Callable[[Event], None], wishes: Wishes) -> None:
+    def __init__(self, show: Callable[[SessionEvent], None], wishes: Wishes) -> None:
         self._show = show
         self._wishes = wishes
         self._input = _Input(wishes.keys if wishes.raw else b"")

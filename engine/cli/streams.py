@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from engine.cli.output import Output
-from engine.session import Event, Exit, StepMark
+from engine.session import Exit, SessionEvent, StepMark
 from engine.session import Output as Bytes
 
 STREAMS = {1: "stdout", 2: "stderr"}
@@ -26,7 +26,7 @@ class View:
         self.end = end
         self.ending: Exit | None = None
 
-    def show(self, event: Event) -> None:
+    def show(self, event: SessionEvent) -> None:
         if self._out.json:
             self._out.record(record(event, self.session))
         else:
@@ -35,7 +35,7 @@ class View:
         if isinstance(event, Exit):
             self.ending = event
 
-    def _show(self, event: Event) -> None:
+    def _show(self, event: SessionEvent) -> None:
         if isinstance(event, StepMark):
             self._out.note(_mark(event))
         elif isinstance(event, Bytes) and event.stream == 2:
@@ -45,7 +45,7 @@ class View:
             self._out.write_bytes(event.data)
 
 
-def record(event: Event, session: int) -> dict[str, Any]:
+def record(event: SessionEvent, session: int) -> dict[str, Any]:
     if isinstance(event, Bytes):
         return {"session": session, "stream": STREAMS[event.stream], "time": event.time, **_data(event.data)}
     if isinstance(event, StepMark):

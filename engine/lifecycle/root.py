@@ -1,4 +1,4 @@
-"""An opened root: its configuration, catalog, places on disk and locks, handed to every verb."""
+"""An opened root: its configuration, catalog, journal, places on disk and locks, handed to every verb."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from engine import cgroup, store
 from engine.catalog import Catalog
 from engine.config import Config
 from engine.errors import InvalidInput, NotFound, NotPrivileged, SeracError, WrongState, from_os
+from engine.journal import Journal
 from engine.model import Job, JobState, Limits
 
 log = logging.getLogger("serac")
@@ -36,6 +37,7 @@ class Root:
             config.root / name for name in ("bases", "images", "layers", "jobs", "tmp")
         )
         self.mounts, self.run_jobs = config.run / "mounts", config.run / "jobs"
+        self.journal = Journal(config.root)
         self._removals: list[threading.Thread] = []
         self._make()
         try:

@@ -13,7 +13,7 @@ the socket: whatever comes from either is checked, bounded, and a ProtocolError 
 from engine.session.connection import INPUT_MAX, LIVE, START, TAIL, Connection, connect
 from engine.session.files import SESSION_ID_MAX, Question, question, specs, status, statuses
 from engine.session.log import follow, read_log
-from engine.session.protocol import Event, Exit, Output, StepMark
+from engine.session.protocol import Exit, Output, SessionEvent, StepMark
 
 __all__ = [
     "INPUT_MAX",
@@ -22,10 +22,10 @@ __all__ = [
     "START",
     "TAIL",
     "Connection",
-    "Event",
     "Exit",
     "Output",
     "Question",
+    "SessionEvent",
     "StepMark",
     "connect",
     "follow",

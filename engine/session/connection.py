@@ -35,8 +35,8 @@ from engine.session.protocol import (
     HEAD,
     MESSAGE_MAX,
     VERSION,
-    Event,
     Message,
+    SessionEvent,
     Type,
     closing,
     decode_records,
@@ -167,11 +167,11 @@ class Connection:
         self.taken = _taken(reply.payload)
         return decode_status(reply.payload, session)
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[SessionEvent]:
         """What the session does, as it comes: blocks. Ends with its Exit; without one the connection was lost."""
         return closing(self._events())
 
-    def receive(self) -> Event | None:
+    def receive(self) -> SessionEvent | None:
         """The next thing that the session does, None at the connection's end. Doesn't block where `fileno` is readable.
 
         Unlike `events` this gives every Exit; one that isn't the last is of an earlier life of the session."""
@@ -263,7 +263,7 @@ class Connection:
                 hint="use the serac that started the job, or `serac stop JOB`",
             )
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Iterator[SessionEvent]:
         while (each := self.receive()) is not None:
             yield each
 

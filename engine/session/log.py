@@ -22,9 +22,9 @@ from engine.session.protocol import (
     HEAD,
     LOG_HEAD,
     LOG_MAGIC,
-    Event,
     Exit,
     Message,
+    SessionEvent,
     closing,
     decode_head,
     event,
@@ -42,7 +42,7 @@ class _File:
     end: int
     """as logical offsets; the end is that of the moment when it was opened"""
 
-    def events(self, offset: int) -> Iterator[Event]:
+    def events(self, offset: int) -> Iterator[SessionEvent]:
         while offset + HEAD.size <= self.end:
             head, length = decode_head(self._at(offset, HEAD.size))
             if head.offset != offset or head.session != self.session:
@@ -59,7 +59,7 @@ class _File:
         return content
 
 
-def read_log(io: Path, session: int, *, offset: int = 0) -> Iterator[Event]:
+def read_log(io: Path, session: int, *, offset: int = 0) -> Iterator[SessionEvent]:
     """What is on disk of a session's output, from ``offset`` (the ``end`` of an event) on, or from the oldest kept.
 
     Nothing when there is no log. Raises ProtocolError.
@@ -88,14 +88,14 @@ def _open(stack: ExitStack, io: Path, session: int, suffix: str) -> _File | None
     return _File(fd, session, base, base + os.fstat(fd).st_size - LOG_HEAD.size)
 
 
-def follow(io: Path, session: int, *, offset: int = 0) -> Iterator[Event]:
+def follow(io: Path, session: int, *, offset: int = 0) -> Iterator[SessionEvent]:
     """A session's output from ``offset`` on until it ends, each byte once: from init while there is one, then from
     disk. Without an Exit at the end the session was stopped with its job, or paused. Raises ProtocolError.
     """
     return closing(_follow(io, session, offset))
 
 
-def _follow(io: Path, session: int, offset: int) -> Iterator[Event]:
+def _follow(io: Path, session: int, offset: int) -> Iterator[SessionEvent]:
     ending = None
     for source in (_from_init, read_log):
         if isinstance(ending, Exit):
@@ -107,7 +107,7 @@ def _follow(io: Path, session: int, offset: int) -> Iterator[Event]:
         yield from _from_status(io, session, offset)
 
 
-def _from_init(io: Path, session: int, *, offset: int) -> Iterator[Event]:
+def _from_init(io: Path, session: int, *, offset: int) -> Iterator[SessionEvent]:
     try:
         connection = connect(io, timeout=CONNECT_TIMEOUT)
     except WrongState:
@@ -120,7 +120,7 @@ def _from_init(io: Path, session: int, *, offset: int) -> Iterator[Event]:
         yield from connection.events()
 
 
-def _from_status(io: Path, session: int, offset: int) -> Iterator[Event]:
+def _from_status(io: Path, session: int, offset: int) -> Iterator[SessionEvent]:
     """The Exit that found no room in the log."""
     status = files.status(io, session)
     if status is not None and not status.running:

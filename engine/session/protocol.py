@@ -114,12 +114,12 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     time: float
 
 
-Event = Output | StepMark | Exit
+SessionEvent = Output | StepMark | Exit
 
 OUTCOMES: tuple[Literal["begins", "completed", "failed"], ...] = ("begins", "completed", "failed")
 
 
-def event(message: Message) -> Event:
+def event(message: Message) -> SessionEvent:
     """An M_OUTPUT, M_STEP or M_EXIT as a value. Raises ProtocolError."""
     end = message.offset + HEAD.size + len(message.payload)
     time = message.time / NANOSECONDS
@@ -137,7 +137,7 @@ def event(message: Message) -> Event:
     raise ProtocolError(f"init sent a message of type {message.type} among a session's output")
 
 
-def closing(events: Iterable[Event]) -> Iterator[Event]:
+def closing(events: Iterable[SessionEvent]) -> Iterator[SessionEvent]:
     """The same without an Exit in the middle: that of an earlier life of a session that was started again."""
     held: Exit | None = None
     for each in events:
