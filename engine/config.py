@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import InvalidInput, from_os
-from engine.model import Archiving
+from engine.model import Archiving, Policy, Quota
 
 DEFAULT_ROOT = Path("/var/lib/serac")
 
@@ -47,6 +47,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """whether pauses archive, where they don't say"""
     depth: int = 8
     """layers of a chain, 2 at least, from which on it is flattened in the background; 0 = never"""
+    retention: tuple[Policy, ...] = ()
+    """which snapshots are kept; the first that speaks of a snapshot counts"""
+    quota: Quota = Quota()
     run: str | None = None
     """the run directory, where /run/serac isn't wanted"""
 

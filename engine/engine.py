@@ -270,6 +270,7 @@ class Engine(Snapshots):
         labels: Mapping[str, str] | None = None,
         state: Any | msgspec.UnsetType = msgspec.UNSET,
         archive: Archiving | None = None,
+        ttl: float | None = None,
         progress: Progress | None = None,
     ) -> PauseResult:
         """Make a snapshot of a running or frozen job and give its compute back. ``state`` replaces the job's own JSON
@@ -280,10 +281,13 @@ class Engine(Snapshots):
 
         ``archive`` (default: as config.json has it): ``background``: a process of low priority makes images of the
         snapshot, so that it can leave the host; ``wait``: that is done before this returns, with ``progress``, and
-        what it raises doesn't undo the pause; ``never``: `snapshot_archive` does it when it is called."""
+        what it raises doesn't undo the pause; ``never``: `snapshot_archive` does it when it is called.
+
+        ``ttl``: seconds after which `collect` removes the snapshot, and the job if it is still paused to it; without
+        it the root's policies decide."""
         how = self._archiving(archive)
         with recover.taken(self._root, ref) as job:
-            result = pause.pause(self._root, job, mode=mode, labels=labels or {}, state=state, archive=how)
+            result = pause.pause(self._root, job, mode=mode, labels=labels or {}, state=state, archive=how, ttl=ttl)
         return self._archived(result, how, progress)
 
     def resume(

@@ -30,7 +30,7 @@ milliseconds by step.
 from __future__ import annotations
 
 import enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -41,6 +41,9 @@ Mode = Literal["auto", "process", "filesystem"]
 Memory = Literal["auto", "eager", "lazy"]
 Archiving = Literal["background", "wait", "never"]
 Format = Literal["serac", "oci", "podman"]
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class JobState(enum.StrEnum):
@@ -324,6 +327,8 @@ class Snapshot(Value, frozen=True, kw_only=True):
     """whether it is to be archived in the background"""
     archive: str | None = None
     """digest of its manifest, once it is archived"""
+    expires: float | None = None
+    """when it is removed, and the job that is paused to it; None = as the root's policies have it"""
 
 
 class Digest(Value, frozen=True, kw_only=True):
@@ -430,11 +435,46 @@ class SnapshotSource(Value, frozen=True, kw_only=True):
     snapshot: str
 
 
+class Policy(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the snapshots are kept that bear some labels; see `engine.retention`."""
+
+    labels: dict[str, str] = {}
+    """all of these; none = every snapshot"""
+    ttl: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """seconds, None = no more than ``keep_last`` says"""
+    keep_last: Count | None = None
+    """so many, the newest, stay whatever their age"""
+    per: Literal["job", "policy"] = "job"
+    """whether the newest are those of each job, or of all that the policy speaks of"""
+
+
+class Quota(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a root may hold of snapshots; None = no limit. Those that are pinned count, and stay."""
+
+    bytes: Count | None = None
+    """of their layers and processes, each counted once"""
+    snapshots: Count | None = None
+    paused: Count | None = None
+    """jobs that are paused"""
+
+
+class Verdict(Value, frozen=True, kw_only=True):
+    """Whether a snapshot is kept."""
+
+    snapshot: str
+    job: str | None = None
+    """the job that is paused to it, and goes with it"""
+    keep: bool
+    held: bool = False
+    """whether nothing could take it: it is pinned, or in use"""
+    reason: str
+
+
 class Collected(Value, frozen=True, kw_only=True):
     """Something that ``gc`` removes."""
 
-    kind: Literal["layer", "image", "directory"]
-    """``directory``: of a layer that is an image too"""
+    kind: Literal["job", "snapshot", "layer", "image", "directory"]
+    """``job``: one that is paused, with its snapshot; ``directory``: of a layer that is an image too"""
     id: str
     reason: str
 

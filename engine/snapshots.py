@@ -21,6 +21,7 @@ from engine.model import (
     PauseResult,
     Snapshot,
     TakeResult,
+    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -42,16 +43,17 @@ class Snapshots:
         labels: Mapping[str, str] | None = None,
         state: Any | msgspec.UnsetType = msgspec.UNSET,
         archive: Archiving | None = None,
+        ttl: float | None = None,
         progress: Progress | None = None,
     ) -> TakeResult:
         """Make a snapshot of a running job, with its processes, and let it run on: it stands still for as long as a
         pause and a resume take. Raises CannotCheckpoint, and the job runs on; after any error of the resume it is
-        paused to the snapshot. ``archive``: as of `pause`, while the job runs."""
+        paused to the snapshot. ``archive`` and ``ttl``: as of `pause`, while the job runs."""
         from engine.lifecycle import take
 
         how = self._archiving(archive)
         with recover.taken(self._root, ref) as job:
-            result = take.take(self._root, job, labels=labels or {}, state=state, archive=how)
+            result = take.take(self._root, job, labels=labels or {}, state=state, archive=how, ttl=ttl)
         return self._archived(result, how, progress)
 
     def snapshots(self, job: str | None = None) -> list[Snapshot]:
@@ -141,11 +143,18 @@ class Snapshots:
         return imports.import_snapshot(self._root, source, trust=trust, progress=progress)
 
     def collect(self, *, dry_run: bool = False) -> list[Collected]:
-        """Remove what no job or snapshot needs, and directories of layers whose images are all that is needed. What was
-        removed, or with ``dry_run`` would be, with the reasons."""
+        """Remove the snapshots that the root's policies give up (config.json: ``retention``, ``quota``), and the jobs
+        that are paused to them; what no job or snapshot needs then; and directories of layers whose images are all that
+        is needed. What was removed, or with ``dry_run`` would be, with the reasons."""
         from engine.lifecycle import collect
 
         return collect.collect(self._root, dry_run=dry_run)
+
+    def verdicts(self) -> list[Verdict]:
+        """Whether each snapshot would be kept by `collect` now, and why; oldest first."""
+        from engine.lifecycle import retain
+
+        return retain.verdicts(self._root)
 
     def _archiving(self, archive: Archiving | None) -> Archiving:
         """Raises InvalidInput."""

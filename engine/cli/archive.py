@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from engine.cli import text
+from engine.cli import text, values
 from engine.cli.files import check_input, check_stream
 from engine.cli.opening import open_engine
 from engine.cli.output import Output
@@ -30,16 +30,23 @@ def add(verbs: Verbs, snapshots: Verbs) -> None:
     _add_images(snapshots)
     _add_transport(snapshots)
     collected = verbs.add(
-        "gc", collect, "remove what no job or snapshot needs any more",
-        more="Layers and images that nothing refers to go, and directories of layers that are archived and that no "
-        "job will write again.",
+        "gc", collect, "remove what the policies give up, and what no job or snapshot needs any more",
+        more="Snapshots go whose time has ended (--ttl), or that retention and quota in config.json don't keep, each "
+        "with the job that is paused to it; then layers and images that nothing refers to, and directories of layers "
+        "that are archived and that no job will write again.",
         examples="serac gc --dry-run\nserac gc",
     )  # fmt: skip
-    collected.add_argument("-n", "--dry-run", action="store_true", help="say what would go, and why")
+    collected.add_argument(
+        "-n", "--dry-run", action="store_true", help="say what would go and what would stay, and why"
+    )
 
 
-def add_option(parser: Parser) -> None:
+def add_options(parser: Parser) -> None:
     """Of a verb that makes a snapshot."""
+    parser.add_argument(
+        "--ttl", metavar="TIME", type=values.duration,
+        help="how long it is kept, 7d for instance (default: as the policies in config.json have it)",
+    )  # fmt: skip
     parser.add_argument(
         "--archive", choices=("background", "wait", "never"), default=None,
         help="make images of the snapshot, which can leave this host, after this verb (background, the default), "
@@ -204,10 +211,14 @@ def import_(args: Namespace, out: Output) -> int:
 
 def collect(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
+        kept = [verdict for verdict in engine.verdicts() if verdict.keep] if args.dry_run else []
         found = engine.collect(dry_run=args.dry_run)
     said = "would remove" if args.dry_run else "removed"
-    lines = [f"{said} {entry.kind} {entry.id[:12]}: {entry.reason}" for entry in found]
-    out.value(found, "\n".join(lines) or "nothing to remove")
+    lines = [f"would keep snapshot {verdict.snapshot}: {verdict.reason}" for verdict in kept]
+    lines += [f"{said} {entry.kind} {entry.id[:12]}: {entry.reason}" for entry in found]
+    if not found:
+        lines.append("nothing to remove")
+    out.value({"removed": found, **({"kept": kept} if args.dry_run else {})}, "\n".join(lines))
     return 0
 
 

@@ -50,7 +50,7 @@ def _add_pauses(verbs: Verbs) -> None:
     )  # fmt: skip
     parser.add_argument("--label", metavar="K=V", type=values.variable, action="append", help="label the snapshot")
     parser.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
-    archive.add_option(parser)
+    archive.add_options(parser)
     _add_job(verbs.add("freeze", freeze, "stop a job in memory, for a while", examples="serac freeze build"))
     _add_job(verbs.add("thaw", thaw, "let a frozen job go on", examples="serac thaw build"))
     _add_resume(verbs)
@@ -196,7 +196,7 @@ def pause(args: Namespace, out: Output) -> int:
     state = {} if args.state is None else {"state": args.state}
     with open_engine(args) as engine, Progress(out) as progress:
         result = engine.pause(
-            args.job, mode=args.mode, labels=dict(args.label or ()), archive=args.archive,
+            args.job, mode=args.mode, labels=dict(args.label or ()), archive=args.archive, ttl=args.ttl,
             progress=partial(progress, "archive"), **state,
         )  # fmt: skip
     mode = f"{result.mode}: {result.reason}" if result.reason else result.mode

@@ -30,7 +30,7 @@ def add(verbs: Verbs) -> None:
     taken.add_argument("job", metavar="JOB", help="its name or id")
     taken.add_argument("--label", metavar="K=V", type=values.variable, action="append", help="label the snapshot")
     taken.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
-    archive.add_option(taken)
+    archive.add_options(taken)
     listed = family.add("ls", ls, "list the snapshots", examples="serac snapshot ls --job build")
     listed.add_argument("--job", metavar="J", help="only this job's")
     listed.add_argument("-q", "--quiet", action="store_true", help="print ids only")
@@ -59,6 +59,7 @@ def take(args: Namespace, out: Output) -> int:
             args.job,
             labels=dict(args.label or ()),
             archive=args.archive,
+            ttl=args.ttl,
             progress=partial(progress, "archive"),
             **state,
         )
@@ -99,6 +100,7 @@ def show(args: Namespace, out: Output) -> int:
         "labels": text.pairs(snapshot.labels),
         "parent": snapshot.parent or "",
         "pinned": "yes" if snapshot.pinned else "",
+        "kept until": text.moment(snapshot.expires),
         "archive": snapshot.archive or ("due" if snapshot.due else ""),
         "created": text.moment(snapshot.created),
     }

@@ -59,7 +59,7 @@ def archive_snapshot(root: Root, ref: str, *, progress: Progress | None = None) 
 
 
 def _archive(root: Root, snapshot: Snapshot, progress: Progress | None) -> Snapshot:
-    with _alone(root, snapshot), root.intent(f"archive-{snapshot.id}", scratch=True) as intent:
+    with alone(root, snapshot, timeout=PATIENCE), root.intent(f"archive-{snapshot.id}", scratch=True) as intent:
         watch = _Watch(root, snapshot, intent.path, progress)
         try:
             with watch.gone_is_not_found():
@@ -91,13 +91,14 @@ def under_way(root: Root) -> dict[str, tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def _alone(root: Root, snapshot: Snapshot) -> Iterator[None]:
-    """The lock is not the layer's own, which whoever reads it may have."""
+def alone(root: Root, snapshot: Snapshot, *, timeout: float) -> Iterator[None]:
+    """Nobody archives the snapshot for the block. Raises Busy, NotFound. The lock is not the layer's own, which whoever
+    reads it may have."""
     layer = root.layer(snapshot.layers[-1])
     with contextlib.ExitStack() as stack:
         try:
             upper = layer / "upper"
-            stack.enter_context(store.locked(upper if upper.exists() else layer, timeout=PATIENCE))
+            stack.enter_context(store.locked(upper if upper.exists() else layer, timeout=timeout))
         except FileNotFoundError as error:
             raise NotFound(f"snapshot {snapshot.id} was removed meanwhile") from error
         yield

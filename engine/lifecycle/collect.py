@@ -1,4 +1,5 @@
-"""gc: what nothing speaks of any more goes, and what is there twice is there once.
+"""gc: what the root's policies give up goes (`engine.lifecycle.retain`), then what nothing speaks of any more; and what
+is there twice is there once.
 
 What is found is decided in `find`, from rows alone. Then, for each: 1 COMMIT: rows go, or a layer's row says that its
 image is all there is; 2 the bytes go. Killed between them: the sweep does 2.
@@ -16,20 +17,21 @@ import msgspec
 
 from engine import layers, store
 from engine.errors import Busy
-from engine.lifecycle import images, remove
+from engine.lifecycle import images, remove, retain
 from engine.lifecycle.root import Root
-from engine.model import LIVE, PASSING, Collected, Job, JobState, Layer, Snapshot
+from engine.model import LIVE, PASSING, Collected, Job, JobState, Layer, Snapshot, Verdict
 from engine.steps import step
 
 
 def collect(root: Root, *, dry_run: bool = False) -> list[Collected]:
     """What was removed, or would be, each with its reason."""
     root.give_way()
-    found = find(_rows(root), os.listdir(root.images))
+    condemned = [verdict for verdict in retain.verdicts(root) if not verdict.keep]
     if dry_run:
-        return found
+        return [*map(retain.entry, condemned), *find(without(_rows(root), condemned), os.listdir(root.images))]
+    gone = [retain.entry(verdict) for verdict in condemned if retain.execute(root, verdict)]
     with root.intent("collect"):
-        return [entry for entry in found if _collect(root, entry)]
+        return gone + [entry for entry in find(_rows(root), os.listdir(root.images)) if _collect(root, entry)]
 
 
 class Rows(NamedTuple):
@@ -40,6 +42,16 @@ class Rows(NamedTuple):
 
 def _rows(root: Root) -> Rows:
     return Rows(root.catalog.layers(), root.catalog.snapshots(), root.catalog.jobs())
+
+
+def without(rows: Rows, condemned: Iterable[Verdict]) -> Rows:
+    """The rows as they are when those are gone. Pure."""
+    gone = {which for verdict in condemned for which in (verdict.snapshot, verdict.job)}
+    return Rows(
+        rows.layers,
+        [snapshot for snapshot in rows.snapshots if snapshot.id not in gone],
+        [job for job in rows.jobs if job.id not in gone],
+    )
 
 
 def find(rows: Rows, stored: Iterable[str]) -> list[Collected]:

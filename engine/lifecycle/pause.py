@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from engine import cgroup, checkpoint, layers, session, store
-from engine.errors import Busy, CannotCheckpoint, SeracError, from_os
+from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
 from engine.kernel import process
 from engine.kernel.filesystem import syncfs
 from engine.lifecycle import dump, lazy, processes, sessions
@@ -35,6 +35,7 @@ from engine.steps import record, step
 
 MOMENTS = (0.005, 0.02, 0.1)
 """seconds that a job runs on before a dump is tried again"""
+TTL_MAX = 1000 * 366 * 86400.0
 QUIET_TRIES = 8
 """how often a client may come between being sent away and the freeze"""
 
@@ -47,16 +48,20 @@ def pause(
     labels: Mapping[str, str],
     state: Any | msgspec.UnsetType,
     archive: Archiving = "never",
+    ttl: float | None = None,
 ) -> PauseResult:
     """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on.
-    ``archive``: what is not ``never`` leaves the snapshot due, and the caller archives it, or has it archived."""
+    ``archive``: what is not ``never`` leaves the snapshot due, and the caller archives it, or has it archived.
+    ``ttl``: seconds that the snapshot is kept; None = as the root's policies have it."""
     sessions.check_mode(mode)
+    if ttl is not None and not 0 <= ttl <= TTL_MAX:
+        raise InvalidInput(f"ttl is out of range: {ttl}", hint="seconds, up to a thousand years")
     sessions.check_annotations(labels, None if state is msgspec.UNSET else state)
     require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
     job = lazy.awaited(root, job)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         try:
-            asked = _Asked(labels, due=archive != "never")
+            asked = _Asked(labels, due=archive != "never", ttl=ttl)
             snapshot = _cut(root, job, mode=mode, asked=asked, state=state)
         except BaseException:
             if undo(root, job):
@@ -79,6 +84,7 @@ class _Asked(NamedTuple):
 
     labels: Mapping[str, str]
     due: bool
+    ttl: float | None
 
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
@@ -100,7 +106,7 @@ def _with_files(root: Root, job: Job, *, asked: _Asked, reason: str | None) -> S
     with step("pause.freeze", job=job.id):
         cgroup.freeze(root.group_of(job), timeout=root.timeout)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), due=asked.due, reason=reason)
+        snapshot = _snapshot(job, _look(root, job, labels=asked.labels), asked, reason=reason)
     return _keep(root, job, snapshot)
 
 
@@ -121,7 +127,7 @@ def _once_with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
     with step("pause.freeze", job=job.id):
         _still(root, job)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), due=asked.due, reason=None)
+        snapshot = _snapshot(job, _look(root, job, labels=asked.labels), asked, reason=None)
     with dump.dumped(root, job) as image:
         return _keep(root, job, msgspec.structs.replace(snapshot, mode="process", image=image))
 
@@ -189,8 +195,9 @@ def _directories(group: cgroup.Group, terminals: Mapping[int, int]) -> dict[int,
     return found
 
 
-def _snapshot(root: Root, job: Job, context: Context, *, due: bool, reason: str | None) -> Snapshot:
+def _snapshot(job: Job, context: Context, asked: _Asked, *, reason: str | None) -> Snapshot:
     assert job.upper is not None
+    created = now()
     return Snapshot(
         id=store.new_id(),
         job=job.id,
@@ -202,8 +209,9 @@ def _snapshot(root: Root, job: Job, context: Context, *, due: bool, reason: str 
         reason=reason,
         labels=context.labels,
         parent=job.snapshot or job.forked_from,
-        created=now(),
-        due=due,
+        created=created,
+        due=asked.due,
+        expires=None if asked.ttl is None else created + asked.ttl,
     )
 
 

@@ -16,7 +16,7 @@ from engine.catalog import Transaction
 from engine.errors import Busy, InUse
 from engine.lifecycle import processes
 from engine.lifecycle.root import Root, require
-from engine.model import ENDED, Job, JobState, Snapshot
+from engine.model import ENDED, Job, JobState
 from engine.steps import step
 from engine.store import remove_tree
 
@@ -74,23 +74,26 @@ def _forget(root: Root, job: Job) -> Gone:
     return Gone(gone if job.upper is None or job.upper in known else [*gone, job.upper], images)
 
 
-def remove_snapshot(root: Root, ref: str) -> None:
-    """Remove a snapshot; its layers stay while a chain needs them. Raises InUse for what a job is paused to, Busy while
-    a job is made from it."""
+def remove_snapshot(root: Root, ref: str, *, pinned: bool = True) -> None:
+    """Remove a snapshot; its layers stay while a chain needs them. Raises InUse for what a job is paused to, and for a
+    pinned one where ``pinned`` ones are to stay; Busy while a job is made from it."""
     snapshot = root.catalog.snapshot(ref)
     root.give_way()
     with root.intent(f"rm-{snapshot.id}") as intent:
         try:
-            gone = _forget_snapshot(root, snapshot)
+            gone = _forget_snapshot(root, snapshot.id, pinned=pinned)
         except (InUse, Busy):
             intent.undone()
             raise
         gone.remove(root)
 
 
-def _forget_snapshot(root: Root, snapshot: Snapshot) -> Gone:
+def _forget_snapshot(root: Root, snapshot_id: str, *, pinned: bool) -> Gone:
     """Its row goes, and the rows of the layers that nothing else needs."""
     with root.catalog.transaction(durable=True) as transaction:
+        snapshot = root.catalog.snapshot(snapshot_id)
+        if snapshot.pinned and not pinned:
+            raise InUse(f"snapshot {snapshot_id} is pinned")
         _refuse_used(root, snapshot.id)
         _refuse_forked(root, snapshot.id)
         transaction.remove_snapshot(snapshot.id)

@@ -27,11 +27,12 @@ def take(
     labels: Mapping[str, str],
     state: Any | msgspec.UnsetType,
     archive: Archiving = "never",
+    ttl: float | None = None,
 ) -> TakeResult:
-    """``archive``: as of a pause."""
+    """``archive`` and ``ttl``: as of a pause."""
     require(job, JobState.RUNNING, verb="take a snapshot of")
     began = time.perf_counter()
-    paused = pause.pause(root, job, mode="process", labels=labels, state=state, archive=archive)
+    paused = pause.pause(root, job, mode="process", labels=labels, state=state, archive=archive, ttl=ttl)
     resumed = resume.resume(root, root.catalog.job_with(job.id), mode="process", keep_tcp=True, keep=True)
     stopped = round((time.perf_counter() - began) * 1000, 3)
     timings = {**paused.timings, **resumed.timings, "stopped": stopped}
