@@ -1,8 +1,8 @@
 """retain: snapshots that the root's policies give up go, and paused jobs with theirs; a part of gc.
 
-What is to go is decided in `engine.retention`, from rows alone. Each goes as by ``rm`` (`engine.lifecycle.remove`, which
-has the steps and the commit), if it still may when it is its turn: it may have been pinned, resumed or forked since,
-and what is being archived has its lock.
+What is to go is decided in `engine.retention`, from rows alone. Each goes as by ``rm`` (`engine.lifecycle.remove` has
+the steps and the commit), if it still may when it is its turn: it may have been pinned, resumed or forked since, and
+what is being archived has its lock.
 """
 
 from __future__ import annotations
