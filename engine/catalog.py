@@ -42,6 +42,13 @@ BEGINNING_MIN = 4
 
 Document = TypeVar("Document", bound=Value)
 
+_File = tuple[int, int] | None
+"""device and inode of a catalog's file, None = it wasn't there"""
+
+
+class Newer(Damaged):
+    """It isn't damaged, but this serac can't read it."""
+
 
 class Catalog:
     """One catalog file. Every method may be called from any thread.
@@ -51,7 +58,7 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[tuple[sqlite3.Connection, _File]] = []
         self._process = os.getpid()
         self._guard = threading.Lock()
         self._current: contextvars.ContextVar[sqlite3.Connection | None] = contextvars.ContextVar(
@@ -63,7 +70,7 @@ class Catalog:
     def close(self) -> None:
         with self._guard:
             while self._idle:
-                self._idle.pop().close()
+                self._idle.pop()[0].close()
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[Transaction]:
@@ -89,7 +96,7 @@ class Catalog:
         if current is not None:
             yield current
             return
-        connection = self._take()
+        connection, file = self._take()
         try:
             yield connection
         except BaseException:
@@ -97,22 +104,26 @@ class Catalog:
             raise
         with self._guard:
             if len(self._idle) < _IDLE_MAX:
-                self._idle.append(connection)
+                self._idle.append((connection, file))
                 return
         connection.close()
 
-    def _take(self) -> sqlite3.Connection:
+    def _take(self) -> tuple[sqlite3.Connection, _File]:
+        file = _file(self._path)
         with self._guard:
             if self._process != os.getpid():
                 # SQLite's connections don't survive a fork(2) of the host program; not even closing them is allowed.
-                _forked_away.extend(self._idle)
+                _forked_away.extend(connection for connection, _ in self._idle)
                 self._idle.clear()
                 self._process = os.getpid()
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                connection, connected = self._idle.pop()
+                if connected == file:
+                    return connection, file
+                connection.close()  # the catalog has been rebuilt since
         connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA foreign_keys = ON")
-        return connection
+        return connection, file
 
     def jobs(self, *, naming: str | None = None) -> list[Job]:
         """All, or those that name an id (of a layer, say) anywhere; the others aren't even decoded."""
@@ -198,12 +209,38 @@ class Catalog:
 _forked_away: list[sqlite3.Connection] = []
 
 
+def trouble(path: Path) -> str | None:
+    """Why a catalog can't be used, None = it can. Reads all of it. Raises Damaged for a newer serac's."""
+    if not path.exists():
+        return f"{path} is missing"
+    try:
+        catalog = Catalog(path)
+        with contextlib.closing(catalog), _translated(path), catalog._borrowed() as connection:
+            found = [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
+            if found:
+                return f"{path}: {found[0]}"
+            _ = catalog.bases(), catalog.layers(), catalog.snapshots(), catalog.jobs()
+    except Newer:
+        raise
+    except Damaged as error:
+        return str(error)
+    return None
+
+
+def _file(path: Path) -> _File:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == VERSION:
         return
     if version > VERSION:
-        raise Damaged(f"{path} was written by a newer serac (format {version})", hint="upgrade serac")
+        raise Newer(f"{path} was written by a newer serac (format {version})", hint="upgrade serac")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -284,4 +321,6 @@ def _translated(path: Path) -> Iterator[None]:
             raise BadRoot(message, hint="the root directory must be writable") from error
         raise Damaged(message, hint="is it a serac root, and writable?") from error
     except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
-        raise Damaged(f"{path}: {error}", hint="the snapshots' own manifests in layers/ are unharmed") from error
+        raise Damaged(
+            f"{path}: {error}", hint="`serac check --repair` makes it anew from what lies on the disk"
+        ) from error

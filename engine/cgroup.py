@@ -145,6 +145,10 @@ def populated(group: Group) -> bool:
     return "populated 1" in _read(Path(group.path, "cgroup.events"))
 
 
+def frozen(group: Group) -> bool:
+    return "frozen 1" in _read(Path(group.path, "cgroup.events"))
+
+
 def pids(group: Group) -> list[int]:
     """The job's processes, as this process sees them."""
     return [int(line) for line in _read(Path(group.path, "cgroup.procs")).split()]

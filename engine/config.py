@@ -12,6 +12,8 @@ ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>, go
   layers/<id>/     upper/, work/ while a job writes it; snapshot.json and image/ (criu's) once it is sealed;
                    manifest.json of the snapshot that it tops, once that is archived
   jobs/<id>/       io/ (logs, status, the socket of init); the lock of the job is on this directory
+                   what else is there of records: engine/lifecycle/records.py
+  lost/<time>/     what a repair found and could not place; for people to look at
   tmp/             images are built here, then renamed; what lies here outside of a verb is the trace of a crash
   ballast          room that is given up when a removal meets a full disk
 """

@@ -29,6 +29,7 @@ from engine.model import (
     ENDED,
     Archiving,
     Base,
+    Check,
     Finding,
     ForkResult,
     Job,
@@ -90,6 +91,15 @@ class Engine(Snapshots):
         from engine import doctor
 
         return [*doctor.examine(Config.load(root), launch=program), _forwarding()]
+
+    @staticmethod
+    def check(root: str | os.PathLike[str] | None = None, *, repair: bool = False, timeout: float = 60.0) -> Check:
+        """Whether all of a root is as it must be; every violation by name. Opens no engine, and changes nothing, unless
+        ``repair``: then what can be put right without losing anything is, a lost catalog among it. Raises NotPrivileged,
+        BadRoot, and with ``repair`` Busy while a verb is at work."""
+        from engine.lifecycle import check
+
+        return check.check(Config.load(root), timeout=timeout, repair=repair)
 
     # bases
 

@@ -232,4 +232,12 @@ def manifest(directory: Path) -> Snapshot | None:
 
 
 def unseal(directory: Path) -> None:
-    (directory / "snapshot.json").unlink(missing_ok=True)
+    """Of a layer that is written again, or that tops no snapshot any more."""
+    for name in ("snapshot.json", "manifest.json"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def forget_snapshot(directory: Path) -> None:
+    """The snapshot that it topped is gone, and its processes with it."""
+    unseal(directory)
+    drop_image(directory)

@@ -479,6 +479,26 @@ class Collected(Value, frozen=True, kw_only=True):
     reason: str
 
 
+class Violation(Value, frozen=True, kw_only=True):
+    """Something in a root that isn't as it must be."""
+
+    subject: str
+    """such as ``layer 4f0c2a91b3d7``"""
+    what: str
+    mends: bool = False
+    """whether a repair puts it right and loses nothing"""
+
+
+class Check(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """What a check found; after a repair, what is left."""
+
+    violations: tuple[Violation, ...] = ()
+    unseen: tuple[str, ...] = ()
+    """what could not be looked at, because somebody is at work on it"""
+    repaired: tuple[str, ...] = ()
+    """what was wrong before, and what a repair has to say of it"""
+
+
 class Event(Value, frozen=True, kw_only=True):
     """A line of a root's journal."""
 

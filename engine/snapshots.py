@@ -10,7 +10,7 @@ import msgspec
 
 from engine.config import Config
 from engine.errors import Busy, InvalidInput
-from engine.lifecycle import background, recover, remove
+from engine.lifecycle import background, records, recover, remove
 from engine.lifecycle.root import Root
 from engine.model import (
     Archiving,
@@ -70,6 +70,7 @@ class Snapshots:
             snapshot = msgspec.structs.replace(self._root.catalog.snapshot(ref), pinned=pinned)
             if any(job.upper == snapshot.layers[-1] for job in self._root.catalog.jobs_in(JobState.RESUMING)):
                 raise Busy(f"snapshot {snapshot.id} is being resumed", hint="pin it before the resume")
+            records.keep_snapshot(self._root, snapshot)
             transaction.put_snapshot(snapshot)
         return snapshot
 

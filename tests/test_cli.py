@@ -30,7 +30,7 @@ VERBS = {
     "base build", "base ls", "base show", "base warm", "base rm", "run", "ps", "show", "logs", "exec", "attach", "cp",
     "pause", "freeze", "thaw", "resume", "stop", "rm", "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
     "snapshot pin", "snapshot unpin", "snapshot archive", "snapshot verify", "snapshot diff", "snapshot flatten",
-    "snapshot export", "snapshot import", "gc", "doctor", "completion",
+    "snapshot export", "snapshot import", "gc", "check", "doctor", "completion",
 }  # fmt: skip
 
 SERAC = (sys.executable, "-m", "engine.cli")

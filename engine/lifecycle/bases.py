@@ -20,7 +20,7 @@ from pathlib import Path
 from engine import archive, base, store, tools
 from engine.base import Source
 from engine.errors import InUse, NotFound, from_os
-from engine.lifecycle import chains, images, mounting
+from engine.lifecycle import chains, images, mounting, records
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import Base, SnapshotSource, Warmth
 from engine.steps import step
@@ -50,6 +50,7 @@ def build(root: Root, name: str | None, source: Source | SnapshotSource, *, prog
                 transaction.put_base(Base(digest=digest, size=size, source=describe(source), created=now(), env=env))
                 if name is not None:
                     transaction.put_tag(name, digest)
+                records.keep_bases(root)
     return root.catalog.base(digest)
 
 
@@ -142,6 +143,7 @@ def _forget(root: Root, ref: str, digest: str) -> bool:
             raise NotFound(f"{ref} means another base meanwhile")
         if ref in found.names and len(found.names) > 1:
             transaction.remove_tag(ref)
+            records.keep_bases(root)
             return True
         _refuse_used(root, found)
         transaction.remove_base(digest)

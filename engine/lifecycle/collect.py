@@ -17,7 +17,7 @@ import msgspec
 
 from engine import layers, store
 from engine.errors import Busy
-from engine.lifecycle import images, remove, retain
+from engine.lifecycle import images, records, remove, retain
 from engine.lifecycle.root import Root
 from engine.model import LIVE, PASSING, Collected, Job, JobState, Layer, Snapshot, Verdict
 from engine.steps import step
@@ -115,7 +115,9 @@ def _drop(root: Root, layer_id: str) -> bool:
         if layer_id not in redundant(rows.layers, rows.snapshots, rows.jobs):
             return False
         (layer,) = root.catalog.chain((layer_id,))
-        transaction.put_layer(msgspec.structs.replace(layer, directory=False))
+        alone = msgspec.structs.replace(layer, directory=False)
+        records.keep_layer(root, alone)
+        transaction.put_layer(alone)
     with step("collect.copies"):
         layers.drop_directory(root.layer(layer_id))
     return True

@@ -24,7 +24,7 @@ import msgspec
 
 from engine import archive, store
 from engine.errors import Busy, NotFound, from_os
-from engine.lifecycle import archiving, images, remove, trees
+from engine.lifecycle import archiving, images, records, remove, trees
 from engine.lifecycle.root import Root, now
 from engine.model import LIVE, PASSING, Job, Layer, Snapshot
 from engine.steps import step
@@ -121,10 +121,15 @@ def _commit(
             raise NotFound("the chain was removed meanwhile")
         if not locked.issuperset(job.id for job in users.jobs):
             raise Busy("a job was begun on the chain meanwhile", hint="try again")
+        records.keep_layer(root, layer)
         transaction.put_layer(layer)
         for snapshot in users.snapshots:
-            transaction.put_snapshot(_with(snapshot, chain, layer.id))
+            changed = _with(snapshot, chain, layer.id)
+            archiving.manifest_file(root, changed).unlink(missing_ok=True)
+            records.keep_snapshot(root, changed)
+            transaction.put_snapshot(changed)
         for job in users.jobs:
+            records.keep_job(root, _on(job, chain, layer.id))
             transaction.put_job(_on(job, chain, layer.id))
         return remove.Gone(remove.forget_unreferenced(root, transaction), [])
 

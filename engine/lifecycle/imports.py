@@ -27,7 +27,7 @@ from engine.archive import manifest
 from engine.archive.manifest import Manifest, Part
 from engine.archive.stream import Reader
 from engine.errors import Busy, Damaged, InvalidInput, NameTaken, NoSpace, NotFound, from_os
-from engine.lifecycle import images, run, sessions
+from engine.lifecycle import images, records, run, sessions
 from engine.lifecycle.archiving import Progress
 from engine.lifecycle.root import NAME, Root, now
 from engine.model import Base, Layer, Snapshot
@@ -174,7 +174,7 @@ def _name(root: Root, reader: Reader, scratch: Path, snapshot: Snapshot, chain: 
         if found is not None:
             return found
         with step("import.layers"):
-            _make_layers(root, chain, reader.encoded)
+            _make_layers(root, snapshot, chain, reader.encoded)
         with step("import.commit"):
             _commit(root, described, snapshot, chain)
     return snapshot
@@ -251,10 +251,12 @@ def _rows(described: Manifest, digest: str) -> tuple[Snapshot, list[Layer]]:
     return snapshot, chain
 
 
-def _make_layers(root: Root, chain: list[Layer], encoded: bytes) -> None:
+def _make_layers(root: Root, snapshot: Snapshot, chain: list[Layer], encoded: bytes) -> None:
     try:
         for layer in chain:
             root.layer(layer.id).mkdir()
+            records.keep_layer(root, layer)
+        records.keep_snapshot(root, snapshot)
         top = root.layer(chain[-1].id)
         store.write_aside(top / "manifest.json", encoded)
         store.sync_file(top / "manifest.json")
@@ -280,6 +282,7 @@ def _commit(root: Root, described: Manifest, snapshot: Snapshot, chain: list[Lay
                     env=described.base.env,
                 )
             )
+            records.keep_bases(root)
         for layer in chain:
             transaction.put_layer(layer)
         transaction.put_snapshot(snapshot)

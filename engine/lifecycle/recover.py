@@ -114,17 +114,18 @@ def sweep(root: Root) -> bool:
     bases = {base.digest for base in root.catalog.bases()}
     mounts = bases | mounting.wanted(root, jobs.values())
     images_alone = [layer.id for layer in known.values() if not layer.directory]
-    # The manifest of a layer that is written says nothing, but for a resume that may have to be taken back.
+    # The record of a snapshot that is gone says nothing, but for a resume that may have to be taken back.
     may_return = {job.upper for job in jobs.values() if job.pending}
-    written = [layer.id for layer in known.values() if layer.owner is not None and layer.id not in may_return]
-    imaged = {snapshot.layers[-1] for snapshot in root.catalog.snapshots() if snapshot.image is not None}
+    tops = {snapshot.layers[-1]: snapshot for snapshot in root.catalog.snapshots()}
+    topless = [layer for layer in known if layer not in tops and layer not in may_return]
+    imageless = [layer for layer in known if layer not in tops or tops[layer].image is None]
     work: list[Callable[[], object]] = [
         *_strange_groups(root, jobs),
         *(partial(_release, root, job) for job in jobs.values() if job.state not in LIVE | PASSING),
         *_strange_directories((root.jobs, root.run_jobs), known=jobs),
         *_strange_directories((root.layers,), known=known),
-        *(partial(layers.unseal, root.layer(layer)) for layer in written),
-        *(partial(layers.drop_image, root.layer(layer)) for layer in known if layer not in imaged),
+        *(partial(layers.unseal, root.layer(layer)) for layer in topless),
+        *(partial(layers.drop_image, root.layer(layer)) for layer in imageless),
         *(partial(layers.drop_directory, root.layer(layer)) for layer in images_alone),
         *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in mounts),
         *_strange_directories((root.bases,), known=bases),

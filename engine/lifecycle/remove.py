@@ -45,21 +45,21 @@ def erase(root: Root, job: Job) -> None:
 
 
 class Gone(NamedTuple):
-    """What no row speaks of any more: ids of layers, and of layers that stay but whose process image goes."""
+    """What no row speaks of any more: ids of layers, and of layers that may stay but top no snapshot any more."""
 
     layers: list[str]
-    images: list[str]
+    tops: list[str]
 
     def remove(self, root: Root) -> None:
-        for layer in self.images:
-            layers.drop_image(root.layer(layer))
+        for layer in self.tops:
+            layers.forget_snapshot(root.layer(layer))
         for layer in self.layers:
             remove_tree(root.layer(layer))
 
 
 def _forget(root: Root, job: Job) -> Gone:
     """The rows go."""
-    images = []
+    tops = []
     with root.catalog.transaction(durable=True) as transaction:
         transaction.remove_job(job.id)
         goes_on = job.loading or job.state in (JobState.PAUSED, JobState.RESUMING)
@@ -67,11 +67,11 @@ def _forget(root: Root, job: Job) -> Gone:
             if snapshot.id == job.snapshot and snapshot.job == job.id and not snapshot.pinned:
                 _refuse_forked(root, snapshot.id)
                 transaction.remove_snapshot(snapshot.id)
-                images.append(snapshot.layers[-1])
+                tops.append(snapshot.layers[-1])
         known = {layer.id for layer in root.catalog.layers()}
         gone = forget_unreferenced(root, transaction)
     # The upper of a job that failed before its rows were written has no row.
-    return Gone(gone if job.upper is None or job.upper in known else [*gone, job.upper], images)
+    return Gone(gone if job.upper is None or job.upper in known else [*gone, job.upper], tops)
 
 
 def remove_snapshot(root: Root, ref: str, *, pinned: bool = True) -> None:

@@ -29,7 +29,7 @@ import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import lazy, processes, restore, sessions, trees, wake
+from engine.lifecycle import lazy, processes, records, restore, sessions, trees, wake
 from engine.lifecycle.root import Root, now, require
 from engine.model import (
     Context,
@@ -198,6 +198,8 @@ def _commit(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None) 
     spec = msgspec.structs.replace(resuming.spec, workdir=workdir or resuming.spec.workdir)
     running = msgspec.structs.replace(resuming, state=JobState.RUNNING, spec=spec, started=now(), pending=pending)
     reused = resuming.upper == snapshot.layers[-1]
+    if not reused:
+        records.keep_job(root, running)
     with root.catalog.transaction(durable=reused) as transaction:
         if reused:
             parent = resuming.layers[-1] if resuming.layers else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine import cgroup, store
 from engine.catalog import Catalog
 from engine.config import Config
-from engine.errors import InvalidInput, NotFound, NotPrivileged, SeracError, WrongState, from_os
+from engine.errors import Damaged, InvalidInput, NotFound, NotPrivileged, SeracError, WrongState, from_os
 from engine.journal import Journal
 from engine.model import Job, JobState, Limits
 
@@ -24,24 +24,50 @@ BALLAST = 1 << 20
 """bytes that a removal can have on a full disk: enough for the catalog's log"""
 
 
-class Root:
-    """``timeout`` is in seconds: how long a verb waits for a lock, a freeze, a launch or a kill, each."""
+class Places:
+    """Where a root has its things, on the disk and on the host."""
 
-    def __init__(self, config: Config, *, timeout: float) -> None:
-        """Raises NotPrivileged, BadRoot, NotFound (no cgroup v2: HostLacks) or Damaged; makes the root if it is new."""
-        if os.geteuid() != 0:
-            raise NotPrivileged("serac needs root rights", hint="run it as root, for instance with sudo")
-        self.config, self.timeout = config, timeout
+    def __init__(self, config: Config) -> None:
+        """Raises HostLacks where there is no cgroup v2."""
+        self.config = config
         self.host = cgroup.hierarchies()
         self.bases, self.images, self.layers, self.jobs, self.tmp = (
             config.root / name for name in ("bases", "images", "layers", "jobs", "tmp")
         )
         self.mounts, self.run_jobs = config.run / "mounts", config.run / "jobs"
+        self.catalog_file = config.root / "catalog.sqlite"
+
+    def layer(self, layer_id: str) -> Path:
+        return self.layers / layer_id
+
+    def io(self, job_id: str) -> Path:
+        """Logs, status files and init's socket; the job writes it, so nothing in it is trusted."""
+        return self.jobs / job_id / "io"
+
+    def run_job(self, job_id: str) -> Path:
+        return self.run_jobs / job_id
+
+    def in_use(self) -> bool:
+        """Whether there is anything that a catalog would tell of."""
+        places = (self.bases, self.images, self.layers, self.jobs)
+        return any(place.is_dir() and os.listdir(place) for place in places)
+
+
+class Root(Places):
+    """``timeout`` is in seconds: how long a verb waits for a lock, a freeze, a launch or a kill, each."""
+
+    def __init__(self, config: Config, *, timeout: float) -> None:
+        """Raises NotPrivileged, BadRoot, HostLacks or Damaged; makes the root if it is new."""
+        if os.geteuid() != 0:
+            raise NotPrivileged("serac needs root rights", hint="run it as root, for instance with sudo")
+        super().__init__(config)
+        self.timeout = timeout
         self.journal = Journal(config.root)
         self._removals: list[threading.Thread] = []
         self._make()
         try:
-            self.catalog = Catalog(config.root / "catalog.sqlite")
+            self._refuse_without_catalog()
+            self.catalog = Catalog(self.catalog_file)
         except SeracError:
             self._leave_run()
             raise
@@ -61,6 +87,14 @@ class Root:
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise from_os(error, "open root") from error
+
+    def _refuse_without_catalog(self) -> None:
+        """A new catalog would know nothing of what is here, and the next sweep would remove it all."""
+        if not self.catalog_file.exists() and self.in_use():
+            raise Damaged(
+                f"{self.config.root} has lost its catalog",
+                hint="`serac check --repair` makes it anew from what lies on the disk",
+            )
 
     def close(self) -> None:
         """The run directory goes too, unless a base is mounted or a job has something in it."""
@@ -108,16 +142,6 @@ class Root:
                 for place in reversed((directory, *directory.parents)):
                     if not place.is_dir():
                         place.mkdir(mode=0o700, exist_ok=True)
-
-    def layer(self, layer_id: str) -> Path:
-        return self.layers / layer_id
-
-    def io(self, job_id: str) -> Path:
-        """Logs, status files and init's socket; the job writes it, so nothing in it is trusted."""
-        return self.jobs / job_id / "io"
-
-    def run_job(self, job_id: str) -> Path:
-        return self.run_jobs / job_id
 
     def stage(self, job_id: str) -> Path:
         """An empty directory for serac-launch to mount on."""

@@ -20,7 +20,7 @@ import msgspec
 
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
-from engine.lifecycle import lazy, processes, remove, restore, resume, sessions, trees, wake
+from engine.lifecycle import lazy, processes, records, remove, restore, resume, sessions, trees, wake
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
@@ -107,6 +107,7 @@ def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, laz
             restore.restored(root, made, snapshot, keep_tcp=keep_tcp, lazily=lazily, verb="run"),
             step("run.commit", job=job.id),
         ):
+            records.keep_job(root, running)
             return root.put(running), generation
 
 
@@ -156,7 +157,9 @@ def _begin(
         generation = wake.new_generation(root, made)
         missing = processes.start(root, made, first, verb="run")
         with step("run.commit", job=job.id):
-            running = root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now()))
+            running = msgspec.structs.replace(made, state=JobState.RUNNING, started=now())
+            records.keep_job(root, running)
+            root.put(running)
         return running, missing, generation
 
 
