@@ -46,10 +46,6 @@ _File = tuple[int, int] | None
 """device and inode of a catalog's file, None = it wasn't there"""
 
 
-class Newer(Damaged):
-    """It isn't damaged, but this serac can't read it."""
-
-
 class Catalog:
     """One catalog file. Every method may be called from any thread.
 
@@ -220,11 +216,20 @@ def trouble(path: Path) -> str | None:
             if found:
                 return f"{path}: {found[0]}"
             _ = catalog.bases(), catalog.layers(), catalog.snapshots(), catalog.jobs()
-    except Newer:
-        raise
     except Damaged as error:
+        if _is_newer(path):
+            raise
         return str(error)
     return None
+
+
+def _is_newer(path: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.DatabaseError:
+        return False
+    return bool(version > VERSION)
 
 
 def _file(path: Path) -> _File:
@@ -240,7 +245,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if version == VERSION:
         return
     if version > VERSION:
-        raise Newer(f"{path} was written by a newer serac (format {version})", hint="upgrade serac")
+        raise Damaged(f"{path} was written by a newer serac (format {version})", hint="upgrade serac")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()

@@ -94,9 +94,9 @@ class Engine(Snapshots):
 
     @staticmethod
     def check(root: str | os.PathLike[str] | None = None, *, repair: bool = False, timeout: float = 60.0) -> Check:
-        """Whether all of a root is as it must be; every violation by name. Opens no engine, and changes nothing, unless
-        ``repair``: then what can be put right without losing anything is, a lost catalog among it. Raises NotPrivileged,
-        BadRoot, and with ``repair`` Busy while a verb is at work."""
+        """Whether all of a root is as it must be; every violation by name. Opens no engine, and changes nothing,
+        unless ``repair``: then what can be put right without losing anything is, a lost catalog among it. Raises
+        NotPrivileged, BadRoot, and with ``repair`` Busy while a verb is at work."""
         from engine.lifecycle import check
 
         return check.check(Config.load(root), timeout=timeout, repair=repair)

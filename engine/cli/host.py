@@ -21,10 +21,11 @@ def add(verbs: Verbs) -> None:
     )  # fmt: skip
     checked = verbs.add(
         "check", check, "say whether all of a root is as it must be",
-        more="Looks at every row, directory, image, mount and control group of the root, and changes nothing. Exits with "
-        f"{Damaged.status} when something is wrong. With --repair what can be put right without losing anything is: what "
-        "engines that were killed have left, records, and a catalog that is missing or damaged, which is made anew from "
-        "what lies on the disk; what has no place in it goes to lost/ in the root. Reading all bytes is `snapshot verify`.",
+        more="Looks at every row, directory, image, mount and control group of the root, and changes nothing. Exits "
+        f"with {Damaged.status} when something is wrong. With --repair all is put right that can be without losing "
+        "anything: what engines that were killed have left, records, and a catalog that is missing or damaged, which "
+        "is made anew from what lies on the disk; what has no place in it goes to lost/ in the root. To read all bytes "
+        "is the work of `snapshot verify`.",
         examples="serac check\nserac check --repair",
     )  # fmt: skip
     checked.add_argument("--repair", action="store_true", help="put right what can be")

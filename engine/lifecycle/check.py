@@ -27,6 +27,8 @@ from engine.steps import step
 def check(config: Config, *, timeout: float, repair: bool = False) -> Check:
     """Raises Busy when a repair can't be alone in the root, Damaged for a newer serac's."""
     places = Places(config)
+    if not config.root.exists():
+        return Check()
     why = catalog.trouble(places.catalog_file) if places.catalog_file.exists() or places.in_use() else None
     if why is not None and not repair:
         lost = Violation(subject="the catalog", what=why, mends=True)
@@ -34,6 +36,8 @@ def check(config: Config, *, timeout: float, repair: bool = False) -> Check:
     done = _rebuilt(places, why, timeout=timeout) if why is not None else []
     root = Root(config, timeout=timeout)
     try:
+        if why is not None:
+            _settle(root)  # it has all that are not paused as running
         if repair:
             before = _found(root).violations
             _repair(root)
@@ -51,9 +55,13 @@ def _found(root: Root) -> Check:
     return Check(violations=found, unseen=tuple(unseen))
 
 
-def _repair(root: Root) -> None:
+def _settle(root: Root) -> None:
     for job in root.catalog.jobs():
         recover.look(root, job)
+
+
+def _repair(root: Root) -> None:
+    _settle(root)
     with store.locked(root.tmp, timeout=root.timeout):
         with step("check.rows"):
             _correct(root)

@@ -236,7 +236,7 @@ def _strange(root: Root, known: Rows) -> Iterator[Violation]:
 def recorded(root: Root) -> None:
     """Write the records anew that aren't as they must be: a part of the repair. The caller is alone in the root."""
     for snapshot in root.catalog.snapshots():
-        if not is_recorded(root, snapshot):
+        if root.layer(snapshot.layers[-1]).is_dir() and not is_recorded(root, snapshot):
             records.keep_snapshot(root, snapshot)
     for layer in root.catalog.layers():
         if not layer.directory and layer.image is not None:

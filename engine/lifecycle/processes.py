@@ -155,8 +155,8 @@ def take_down(root: Root, job: Job) -> None:
     cgroup.remove(pages)
     if job.address is not None:
         _disconnect(root, job.address)
-    if job.upper is not None:
-        layers.drop_work(root.layer(job.upper))
+    for layer in [job.upper] if job.upper is not None else job.layers[-1:]:  # of what it wrote until it was paused
+        layers.drop_work(root.layer(layer))
     mounting.let_go(root, job)
     store.remove_tree(root.run_job(job.id))  # last: while it is there, a taking down was not completed
 

@@ -43,7 +43,7 @@ def plan(found: Found, living: Mapping[str, JobState]) -> Plan:
     lost = list(found.unreadable)
     images = dict(_images(found))
     snapshots = {entry.id: entry for entry in _snapshots(found, images, lost)}
-    jobs = list(_jobs(found, snapshots, living, lost))
+    jobs = [job for job in _jobs(found, snapshots, living, lost) if _stands(found, images, job, lost)]
     for job in jobs:
         if job.upper is not None:  # it is written: what it topped is no snapshot any more
             snapshots = {name: entry for name, entry in snapshots.items() if entry.layers[-1] != job.upper}
@@ -123,6 +123,13 @@ def _jobs(
             lost.append(f"job {job.name}: neither its upper nor its snapshot is there")
             continue
         yield _paused(job, snapshot)
+
+
+def _stands(found: Found, images: Mapping[str, str], job: Job, lost: list[str]) -> bool:
+    missing = [layer for layer in job.layers if not _there(found, images, layer)]
+    if missing:
+        lost.append(f"job {job.name}: layer {missing[0]} is gone")
+    return not missing
 
 
 def _of(snapshot: Snapshot) -> Job:
