@@ -30,6 +30,7 @@ from engine.model import (
     Archiving,
     Base,
     Check,
+    Durability,
     Finding,
     ForkResult,
     Job,
@@ -281,6 +282,7 @@ class Engine(Snapshots):
         state: Any | msgspec.UnsetType = msgspec.UNSET,
         archive: Archiving | None = None,
         ttl: float | None = None,
+        durability: Durability = "full",
         progress: Progress | None = None,
     ) -> PauseResult:
         """Make a snapshot of a running or frozen job and give its compute back. ``state`` replaces the job's own JSON
@@ -294,10 +296,16 @@ class Engine(Snapshots):
         what it raises doesn't undo the pause; ``never``: `snapshot_archive` does it when it is called.
 
         ``ttl``: seconds after which `collect` removes the snapshot, and the job if it is still paused to it; without
-        it the root's policies decide."""
+        it the root's policies decide.
+
+        ``durability`` ``full``: all of it is on the device when this returns; ``fast``: it will be in some seconds, and
+        a host that goes down before loses the snapshot, not unnoticed."""
         how = self._archiving(archive)
         with recover.taken(self._root, ref) as job:
-            result = pause.pause(self._root, job, mode=mode, labels=labels or {}, state=state, archive=how, ttl=ttl)
+            result = pause.pause(
+                self._root, job, mode=mode, labels=labels or {}, state=state, archive=how, ttl=ttl,
+                durability=durability,
+            )  # fmt: skip
         return self._archived(result, how, progress)
 
     def resume(

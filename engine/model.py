@@ -40,6 +40,7 @@ Strategy = Literal["reuse", "stack"]
 Mode = Literal["auto", "process", "filesystem"]
 Memory = Literal["auto", "eager", "lazy"]
 Archiving = Literal["background", "wait", "never"]
+Durability = Literal["full", "fast"]
 Format = Literal["serac", "oci", "podman"]
 
 
@@ -327,6 +328,8 @@ class Snapshot(Value, frozen=True, kw_only=True):
     """whether it is to be archived in the background"""
     archive: str | None = None
     """digest of its manifest, once it is archived"""
+    unflushed: str | None = None
+    """the boot in which it was made by a ``fast`` pause, as long as not all of it is known to be on the device"""
     expires: float | None = None
     """when it is removed, and the job that is paused to it; None = as the root's policies have it"""
 
@@ -376,6 +379,8 @@ class PauseResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     reason: str | None
     archive: str | None = None
     """digest of its manifest, when that was waited for"""
+    durability: Durability = "full"
+    """``fast``: it is lost if the host goes down in the next seconds"""
     timings: dict[str, float]
     sizes: dict[str, int]
 
@@ -412,6 +417,7 @@ class TakeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     snapshot: str
     archive: str | None = None
     """as of a PauseResult"""
+    durability: Durability = "full"
     generation: str | None
     memory: Literal["eager", "lazy"] | None = None
     eager_because: str | None = None

@@ -15,6 +15,7 @@ from engine.lifecycle.root import Root
 from engine.model import (
     Archiving,
     Collected,
+    Durability,
     FileChange,
     Format,
     JobState,
@@ -44,16 +45,19 @@ class Snapshots:
         state: Any | msgspec.UnsetType = msgspec.UNSET,
         archive: Archiving | None = None,
         ttl: float | None = None,
+        durability: Durability = "full",
         progress: Progress | None = None,
     ) -> TakeResult:
         """Make a snapshot of a running job, with its processes, and let it run on: it stands still for as long as a
         pause and a resume take. Raises CannotCheckpoint, and the job runs on; after any error of the resume it is
-        paused to the snapshot. ``archive`` and ``ttl``: as of `pause`, while the job runs."""
+        paused to the snapshot. ``archive``, ``ttl`` and ``durability``: as of `pause`."""
         from engine.lifecycle import take
 
         how = self._archiving(archive)
         with recover.taken(self._root, ref) as job:
-            result = take.take(self._root, job, labels=labels or {}, state=state, archive=how, ttl=ttl)
+            result = take.take(
+                self._root, job, labels=labels or {}, state=state, archive=how, ttl=ttl, durability=durability
+            )
         return self._archived(result, how, progress)
 
     def snapshots(self, job: str | None = None) -> list[Snapshot]:
@@ -169,6 +173,6 @@ class Snapshots:
         if how == "wait":
             archived = self.snapshot_archive(result.snapshot, progress=progress)
             return msgspec.structs.replace(result, archive=archived.archive)
-        if how == "background":
+        if how == "background" or result.durability == "fast":
             background.start(self._root)
         return result

@@ -348,7 +348,7 @@ def test_value_as_json_and_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     result = PauseResult(job="j", snapshot="s", mode="filesystem", reason=None, timings={"total": 1.5}, sizes={})
     Output(json=True).value(result, "paused")
     assert json.loads(capsys.readouterr().out) == {
-        "job": "j", "snapshot": "s", "mode": "filesystem", "reason": None, "archive": None,
+        "job": "j", "snapshot": "s", "mode": "filesystem", "reason": None, "archive": None, "durability": "full",
         "timings": {"total": 1.5}, "sizes": {},
     }  # fmt: skip
     Output().value(result, "paused")

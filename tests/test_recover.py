@@ -53,8 +53,8 @@ def steps_of_the_source() -> set[str]:
     return {name for name in found if not name.startswith("recover.")}
 
 
-ELSEWHERE = re.compile(r"(archive|flatten|collect|import|check|rebuild)\.")
-"""verbs whose steps are in test_recover_archives.py, test_check.py and test_rebuild.py"""
+ELSEWHERE = re.compile(r"(archive|flatten|collect|import|check|rebuild|flush)\.")
+"""verbs whose steps are in test_recover_archives.py, test_check.py, test_rebuild.py and test_durability.py"""
 STEPS = sorted(name for name in steps_of_the_source() - {"base.unmount", "base.remove"} if not ELSEWHERE.match(name))
 
 

@@ -48,6 +48,10 @@ def add_options(parser: Parser) -> None:
         help="how long it is kept, 7d for instance (default: as the policies in config.json have it)",
     )  # fmt: skip
     parser.add_argument(
+        "--durability", choices=("full", "fast"), default="full",
+        help="wait until all of it is on the device, or don't: a host that goes down in the next seconds loses it then",
+    )  # fmt: skip
+    parser.add_argument(
         "--archive", choices=("background", "wait", "never"), default=None,
         help="make images of the snapshot, which can leave this host, after this verb (background, the default), "
         "within it, or not",

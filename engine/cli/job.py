@@ -197,10 +197,12 @@ def pause(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine, Progress(out) as progress:
         result = engine.pause(
             args.job, mode=args.mode, labels=dict(args.label or ()), archive=args.archive, ttl=args.ttl,
-            progress=partial(progress, "archive"), **state,
+            durability=args.durability, progress=partial(progress, "archive"), **state,
         )  # fmt: skip
     mode = f"{result.mode}: {result.reason}" if result.reason else result.mode
     out.value(result, f"paused {args.job} to snapshot {result.snapshot} ({mode}){_took(result.timings)}")
+    if result.durability == "fast":
+        out.note("it is not flushed: a host that goes down in the next seconds loses it")
     return 0
 
 

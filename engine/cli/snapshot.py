@@ -60,6 +60,7 @@ def take(args: Namespace, out: Output) -> int:
             labels=dict(args.label or ()),
             archive=args.archive,
             ttl=args.ttl,
+            durability=args.durability,
             progress=partial(progress, "archive"),
             **state,
         )

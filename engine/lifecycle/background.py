@@ -1,4 +1,4 @@
-"""Work that nobody waits for: archiving what pauses left to be archived, flattening chains, collecting.
+"""Work that nobody waits for: flushing what fast pauses left, archiving, flattening chains, collecting.
 
 A verb that leaves such work starts a process for it (`start`), which does all there is in its root and ends (`main`).
 It has a low priority, so that jobs don't feel it. One is at work in a root at a time, and one more may wait to look
@@ -68,8 +68,9 @@ def _turn(root: Root) -> Iterator[bool]:
 
 
 def _work(root: Root) -> None:
-    from engine.lifecycle import archiving, collect, flatten
+    from engine.lifecycle import archiving, collect, flatten, flush
 
+    _attempt(partial(flush.flush, root))
     tried: set[tuple[str, ...]] = set()
     while chain := flatten.due(root, but=tried):
         tried.add(chain)

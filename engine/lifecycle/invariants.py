@@ -17,7 +17,7 @@ import msgspec
 from engine import archive, cgroup, layers, store
 from engine.archive import manifest
 from engine.errors import Busy, NotFound, SeracError
-from engine.lifecycle import archiving, images, mounting, processes, records
+from engine.lifecycle import archiving, flush, images, mounting, processes, records
 from engine.lifecycle.root import Root
 from engine.model import LIVE, PASSING, Base, Job, JobState, Layer, Snapshot, Violation
 
@@ -184,6 +184,10 @@ def _snapshot(root: Root, snapshot: Snapshot, known: Rows) -> Iterator[Violation
     image = snapshot.image
     if image is not None and image.digest is None and not layers.image(root.layer(top)).is_dir():
         yield Violation(subject=subject, what="its processes are gone; resume --mode filesystem has its files")
+    if flush.is_lost(snapshot):
+        yield Violation(
+            subject=subject, what="the host went down before it was on the disk; its files may not be whole"
+        )
     if snapshot.archive is not None and not has_manifest(root, snapshot):
         yield Violation(subject=subject, what="its manifest isn't the one that was written", mends=True)
     written = known.layers.get(top)
@@ -210,7 +214,7 @@ def is_recorded(root: Root, snapshot: Snapshot) -> bool:
 
 def _lasting(snapshot: Snapshot) -> Snapshot:
     """Without what is told by the manifest."""
-    return msgspec.structs.replace(snapshot, archive=None, due=False, image=None)
+    return msgspec.structs.replace(snapshot, archive=None, due=False, image=None, unflushed=None)
 
 
 def _strange(root: Root, known: Rows) -> Iterator[Violation]:

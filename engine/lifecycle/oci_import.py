@@ -24,9 +24,8 @@ import msgspec
 
 from engine import base, layers, store
 from engine.base import OciConfig, OciSource
-from engine.errors import Damaged, InUse, InvalidInput, from_os
-from engine.kernel.filesystem import syncfs
-from engine.lifecycle import bases, run, sessions, trees
+from engine.errors import Damaged, InUse, InvalidInput
+from engine.lifecycle import bases, flush, run, sessions, trees
 from engine.lifecycle.root import NAME, Root, now
 from engine.model import Base, Context, JobSpec, Layer, SessionSpec, Snapshot
 from engine.steps import step
@@ -112,10 +111,7 @@ def _make_layer(root: Root, layer: Layer, snapshot: Snapshot, like: Node) -> Non
         layers.create(directory, like=like)
         layers.drop_work(directory)
         layers.seal(directory, snapshot)
-        try:
-            syncfs(root.layers)
-        except OSError as error:
-            raise from_os(error, "flush layer") from error
+        flush.through(root)
 
 
 def _as_user(tree: Node, first: SessionSpec, user: str, env: Mapping[str, str], *, most: int) -> SessionSpec:

@@ -20,17 +20,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
 from engine import cgroup, checkpoint, layers, session, store
-from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
+from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError
 from engine.kernel import process
-from engine.kernel.filesystem import syncfs
-from engine.lifecycle import dump, lazy, processes, sessions
+from engine.lifecycle import dump, flush, lazy, processes, sessions
 from engine.lifecycle.root import Root, now, require
-from engine.model import Archiving, Context, Job, JobState, Layer, Mode, PauseResult, Snapshot
+from engine.model import Archiving, Context, Durability, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
 
 MOMENTS = (0.005, 0.02, 0.1)
@@ -49,11 +48,15 @@ def pause(
     state: Any | msgspec.UnsetType,
     archive: Archiving = "never",
     ttl: float | None = None,
+    durability: Durability = "full",
 ) -> PauseResult:
     """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on.
     ``archive``: what is not ``never`` leaves the snapshot due, and the caller archives it, or has it archived.
-    ``ttl``: seconds that the snapshot is kept; None = as the root's policies have it."""
+    ``ttl``: seconds that the snapshot is kept; None = as the root's policies have it.
+    ``durability``: ``fast`` leaves 6 to the kernel and to `engine.lifecycle.flush`, and 7 isn't durable then."""
     sessions.check_mode(mode)
+    if durability not in get_args(Durability):
+        raise InvalidInput(f"no durability {durability!r}", hint="full or fast")
     if ttl is not None and not 0 <= ttl <= TTL_MAX:
         raise InvalidInput(f"ttl is out of range: {ttl}", hint="seconds, up to a thousand years")
     sessions.check_annotations(labels, None if state is msgspec.UNSET else state)
@@ -61,7 +64,7 @@ def pause(
     job = lazy.awaited(root, job)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         try:
-            asked = _Asked(labels, due=archive != "never", ttl=ttl)
+            asked = _Asked(labels, due=archive != "never", ttl=ttl, fast=durability == "fast")
             snapshot = _cut(root, job, mode=mode, asked=asked, state=state)
         except BaseException:
             if undo(root, job):
@@ -74,6 +77,7 @@ def pause(
         snapshot=snapshot.id,
         mode=snapshot.mode,
         reason=snapshot.reason,
+        durability=durability,
         timings=timings,
         sizes=_sizes(snapshot),
     )
@@ -85,6 +89,7 @@ class _Asked(NamedTuple):
     labels: Mapping[str, str]
     due: bool
     ttl: float | None
+    fast: bool
 
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
@@ -148,8 +153,9 @@ def _still(root: Root, job: Job) -> None:
 def _keep(root: Root, job: Job, snapshot: Snapshot) -> Snapshot:
     with step("pause.seal", job=job.id):
         layers.seal(root.layer(snapshot.layers[-1]), snapshot)
-    with step("pause.flush", job=job.id):
-        _flush(root)
+    if snapshot.unflushed is None:
+        with step("pause.flush", job=job.id):
+            flush.through(root)
     with step("pause.commit", job=job.id):
         _commit(root, job, snapshot)
     return snapshot
@@ -211,15 +217,9 @@ def _snapshot(job: Job, context: Context, asked: _Asked, *, reason: str | None) 
         parent=job.snapshot or job.forked_from,
         created=created,
         due=asked.due,
+        unflushed=process.boot_id() if asked.fast else None,
         expires=None if asked.ttl is None else created + asked.ttl,
     )
-
-
-def _flush(root: Root) -> None:
-    try:
-        syncfs(root.layers)
-    except OSError as error:
-        raise from_os(error, "flush layer") from error
 
 
 def _commit(root: Root, job: Job, snapshot: Snapshot) -> None:
@@ -233,7 +233,7 @@ def _commit(root: Root, job: Job, snapshot: Snapshot) -> None:
         snapshot=snapshot.id,
         pauses=job.pauses + 1,
     )
-    with root.catalog.transaction(durable=True) as transaction:
+    with root.catalog.transaction(durable=snapshot.unflushed is None) as transaction:
         parent = snapshot.layers[-2] if len(snapshot.layers) > 1 else None
         transaction.put_layer(Layer(id=top, parent=parent, created=snapshot.created))
         transaction.put_snapshot(snapshot)

@@ -29,7 +29,7 @@ import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import lazy, processes, records, restore, sessions, trees, wake
+from engine.lifecycle import flush, lazy, processes, records, restore, sessions, trees, wake
 from engine.lifecycle.root import Root, now, require
 from engine.model import (
     Context,
@@ -116,9 +116,10 @@ def _again(root: Root, job: Job) -> Job:
 
 
 def with_processes(root: Root, snapshot: Snapshot, mode: Mode) -> bool:
-    """Whether the processes come back. Raises CannotRestore."""
+    """Whether the processes come back. Raises CannotRestore, Damaged."""
     if mode == "filesystem":
         return False
+    flush.check(snapshot)
     if snapshot.image is not None:
         restore.check(root, snapshot.image)
         return True

@@ -17,7 +17,7 @@ import msgspec
 
 from engine.lifecycle import pause, resume
 from engine.lifecycle.root import Root, require
-from engine.model import Archiving, Job, JobState, TakeResult
+from engine.model import Archiving, Durability, Job, JobState, TakeResult
 
 
 def take(
@@ -28,14 +28,18 @@ def take(
     state: Any | msgspec.UnsetType,
     archive: Archiving = "never",
     ttl: float | None = None,
+    durability: Durability = "full",
 ) -> TakeResult:
-    """``archive`` and ``ttl``: as of a pause."""
+    """``archive``, ``ttl`` and ``durability``: as of a pause."""
     require(job, JobState.RUNNING, verb="take a snapshot of")
     began = time.perf_counter()
-    paused = pause.pause(root, job, mode="process", labels=labels, state=state, archive=archive, ttl=ttl)
+    paused = pause.pause(
+        root, job, mode="process", labels=labels, state=state, archive=archive, ttl=ttl, durability=durability
+    )
     resumed = resume.resume(root, root.catalog.job_with(job.id), mode="process", keep_tcp=True, keep=True)
     stopped = round((time.perf_counter() - began) * 1000, 3)
     timings = {**paused.timings, **resumed.timings, "stopped": stopped}
     return TakeResult(
-        job=job.id, snapshot=paused.snapshot, generation=resumed.generation, timings=timings, sizes=paused.sizes
-    )
+        job=job.id, snapshot=paused.snapshot, durability=durability, generation=resumed.generation, timings=timings,
+        sizes=paused.sizes,
+    )  # fmt: skip
