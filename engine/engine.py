@@ -39,6 +39,7 @@ from engine.model import (
     Memory,
     Mode,
     PauseResult,
+    Profile,
     ResumeResult,
     SessionSpec,
     SessionStatus,
@@ -117,11 +118,19 @@ class Engine(Snapshots):
     def base(self, ref: str) -> Base:
         return self._root.catalog.base(ref)
 
-    def base_warm(self, ref: str) -> Warmth:
-        """Bring a base into the page cache."""
+    def base_warm(self, ref: str, *, whole: bool = False) -> Warmth:
+        """Bring into the page cache what `base_profile` has noted of a base, or without a profile, and with ``whole``,
+        all of it."""
         from engine.lifecycle import bases
 
-        return bases.warm(self._root, ref)
+        return bases.warm(self._root, ref, whole=whole)
+
+    def base_profile(self, spec: JobSpec) -> Profile:
+        """Run a job on its base, of which nothing is in memory then, and note what it reads: the base's profile from
+        now on. Raises InUse while another job is on the base, ToolFailed when its status isn't 0; what `run` raises."""
+        from engine.lifecycle import bases
+
+        return bases.record(self._root, spec)
 
     def base_remove(self, ref: str) -> None:
         """Remove a name; with the last one the base. Raises InUse while a job or snapshot needs it."""

@@ -364,10 +364,22 @@ class Base(Value, frozen=True, kw_only=True):
     """environment that the base brings along (an OCI image's config)"""
 
 
+class Profile(Value, frozen=True, kw_only=True):
+    """What jobs really read of a base."""
+
+    parts: dict[str, tuple[tuple[int, int], ...]] = {}
+    """file of the image -> offset and length of each part, in bytes, in order"""
+
+    @property
+    def size(self) -> int:
+        return sum(length for parts in self.parts.values() for _, length in parts)
+
+
 class Warmth(Value, frozen=True, kw_only=True):
-    """What ``base warm`` did."""
+    """What ``base warm`` did; all in bytes."""
 
     size: int
+    """of what was to be brought in: the base's profile, or all of it"""
     cached_before: int
     cached_after: int
 

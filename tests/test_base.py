@@ -18,6 +18,7 @@ from rootfs import HOSTILE, forge, listing, planted
 from engine import base
 from engine.base import DebianSource, DirSource, TarSource, debian, skeleton
 from engine.errors import InvalidInput, ToolFailed
+from engine.model import Profile, Warmth
 
 
 @pytest.fixture
@@ -214,7 +215,6 @@ def test_warm_counts_and_reads(tmp_path: Path) -> None:
     size = (20 << 20) + 4321
     (tmp_path / "data.blob").write_bytes(os.urandom(size))
     (tmp_path / "meta.erofs").write_bytes(bytes(8192))
-    (tmp_path / "empty").touch()
     with drained(tmp_path / "data.blob"):
         told: list[tuple[int, int]] = []
         first = base.warm(tmp_path, progress=lambda *progress: told.append(progress))
@@ -222,6 +222,31 @@ def test_warm_counts_and_reads(tmp_path: Path) -> None:
     assert first.cached_before <= 8192
     assert told[-1] == (first.size, first.size)
     assert base.warm(tmp_path).cached_before == first.size
+
+
+def test_a_profile_is_what_is_there(tmp_path: Path) -> None:
+    grain = 64 << 10
+    (tmp_path / "data.blob").write_bytes(os.urandom(40 * grain + 4321))
+    (tmp_path / "meta.erofs").write_bytes(bytes(100))
+    with drained(tmp_path / "data.blob"), drained(tmp_path / "meta.erofs"):
+        assert base.resident(tmp_path).size == 0
+        read(tmp_path / "data.blob", 3 * grain + 5, 1)
+        read(tmp_path / "data.blob", 4 * grain, 1)
+        read(tmp_path / "data.blob", 40 * grain, 1)
+        found = base.resident(tmp_path)
+    assert found.parts == {"meta.erofs": (), "data.blob": ((3 * grain, 2 * grain), (40 * grain, 4321))}
+    base.forget(tmp_path)
+    assert base.resident(tmp_path).size == 0
+    assert base.warm(tmp_path, found) == Warmth(size=found.size, cached_before=0, cached_after=found.size)
+    assert base.warm(tmp_path, Profile(parts={"data.blob": ((1 << 40, 5), (0, 1 << 40))})).size == 40 * grain + 4321
+
+
+def read(path: Path, offset: int, length: int) -> None:
+    """Without bringing in more than these pages."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    os.pread(fd, length, offset)
+    os.close(fd)
 
 
 @contextlib.contextmanager

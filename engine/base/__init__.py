@@ -18,7 +18,7 @@ from engine.base import debian, oci, trees
 from engine.base.oci import OciConfig, architecture, image_config
 from engine.base.skeleton import NODES, prepare
 from engine.base.source import DebianSource, DirSource, OciSource, Source, TarSource, layout_and_tag
-from engine.base.warming import warm
+from engine.base.warming import forget, resident, warm
 from engine.errors import InvalidInput, from_os
 
 __all__ = [
@@ -30,9 +30,11 @@ __all__ = [
     "Source",
     "TarSource",
     "architecture",
+    "forget",
     "image_config",
     "layout_and_tag",
     "prepare",
+    "resident",
     "unpack",
     "unpack_stream",
     "warm",

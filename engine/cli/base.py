@@ -12,6 +12,7 @@ from engine.cli.output import Output
 from engine.cli.parser import Parser, Verbs
 from engine.cli.progress import Progress
 from engine.errors import InvalidInput
+from engine.model import JobSpec
 
 if TYPE_CHECKING:
     from engine.base import Source
@@ -30,15 +31,29 @@ def add(verbs: Verbs) -> None:
     listed.add_argument("-q", "--quiet", action="store_true", help="print names only")
     shown = family.add("show", show, "show one base in detail", examples="serac base show debian")
     _add_reference(shown)
-    warmed = family.add(
-        "warm", warm, "bring a base into the page cache, so that jobs start fast", examples="serac base warm debian"
-    )
-    _add_reference(warmed)
+    _add_warming(family)
     removed = family.add(
         "rm", rm, "remove a base's name, and its image with the last name",
         more="A base that a job or a snapshot needs is refused.", examples="serac base rm debian",
     )  # fmt: skip
     removed.add_argument("bases", nargs="+", metavar="BASE", help="a name or a digest")
+
+
+def _add_warming(family: Verbs) -> None:
+    profiled = family.add(
+        "profile", profile, "note what a command reads of a base, for `base warm`",
+        more="Runs it in a job on the base, of which nothing is in memory then. No other job may be on the base.",
+        examples="serac base profile debian -- sh -c 'git --version && gcc --version'",
+        usage="serac base profile [OPTIONS] BASE -- CMD [ARG ...]",
+    )  # fmt: skip
+    _add_reference(profiled)
+    warmed = family.add(
+        "warm", warm, "bring a base into the page cache, so that jobs start fast",
+        more="What `base profile` has noted of it, or all of it where nothing was noted.",
+        examples="serac base warm debian",
+    )  # fmt: skip
+    _add_reference(warmed)
+    warmed.add_argument("--whole", action="store_true", help="all of it, whatever was noted")
 
 
 def _add_build(family: Verbs) -> None:
@@ -122,9 +137,19 @@ def show(args: Namespace, out: Output) -> int:
     return 0
 
 
+def profile(args: Namespace, out: Output) -> int:
+    if not args.command:
+        raise InvalidInput("no command", hint="it comes after `--`: serac base profile BASE -- CMD")
+    with open_engine(args) as engine:
+        noted = engine.base_profile(JobSpec(base=args.base, argv=tuple(args.command)))
+        whole = engine.base(args.base).size
+    out.value(noted, f"{args.base}: {text.size(noted.size)} of {text.size(whole)} are read")
+    return 0
+
+
 def warm(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
-        warmth = engine.base_warm(args.base)
+        warmth = engine.base_warm(args.base, whole=args.whole)
     before, after, whole = (text.size(n) for n in (warmth.cached_before, warmth.cached_after, warmth.size))
     out.value(warmth, f"{args.base}: {after} of {whole} in memory, {before} before")
     return 0

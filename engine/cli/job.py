@@ -98,7 +98,7 @@ def _add_ends(verbs: Verbs) -> None:
     _add_job(stopped)
     removed = verbs.add(
         "rm", rm, "remove jobs and what only they need",
-        more="A job that is running or paused is removed with --force only.",
+        more="A job that is running is removed with --force only; one that is paused goes with its snapshot.",
         examples="serac rm build\nserac rm --force build",
     )  # fmt: skip
     removed.add_argument("-f", "--force", action="store_true", help="stop it first, drop what it was paused to")

@@ -17,12 +17,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine import archive, base, store, tools
+import msgspec
+
+from engine import archive, base, session, store, tools
 from engine.base import Source
-from engine.errors import InUse, NotFound, from_os
-from engine.lifecycle import chains, images, mounting, records
+from engine.errors import InUse, NotFound, ToolFailed, from_os
+from engine.lifecycle import chains, images, mounting, observe, processes, records, run
+from engine.lifecycle.remove import remove as remove_job
 from engine.lifecycle.root import Root, check_name, now
-from engine.model import Base, SnapshotSource, Warmth
+from engine.model import LIVE, PASSING, Base, Job, JobSpec, Profile, SnapshotSource, Warmth
 from engine.steps import step
 from engine.tree import open_directory
 
@@ -104,9 +107,63 @@ def _size(directory: Path) -> int:
     return image.meta.size + image.blob.size
 
 
-def warm(root: Root, ref: str) -> Warmth:
+def warm(root: Root, ref: str, *, whole: bool) -> Warmth:
+    """``whole``: not only what its profile says. Raises NotFound."""
     found = root.catalog.base(ref)
-    return base.warm(root.bases / found.digest)
+    return base.warm(root.bases / found.digest, None if whole else profile(root, found.digest))
+
+
+def profile(root: Root, digest: str) -> Profile | None:
+    """What jobs read of a base, where that was recorded. One that can't be read is none."""
+    try:
+        return msgspec.json.decode((root.bases / digest / "profile.json").read_bytes(), type=Profile)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def record(root: Root, spec: JobSpec) -> Profile:
+    """Run a job on a base of which nothing is in memory, and note what is there when it has ended.
+
+    Raises InUse while another job is on the base, ToolFailed when it doesn't end well; nothing is noted then."""
+    found = root.catalog.base(spec.base)
+    directory = root.bases / found.digest
+    _cool(root, found)
+    job = run.run(root, spec, terminal=None)
+    try:
+        while not processes.wait_init(root, job, timeout=root.timeout):
+            pass
+        with root.locked(job.id) as ended:
+            _check_status(root, observe.settle(root, ended))
+        noted = base.resident(directory)
+        store.write_aside(directory / "profile.json", msgspec.json.encode(noted))
+    except OSError as error:
+        raise from_os(error, "note what the job reads") from error
+    finally:
+        with root.locked(job.id) as left:
+            remove_job(root, left, force=True)
+    return noted
+
+
+def _cool(root: Root, found: Base) -> None:
+    """Nobody has it mounted, and nothing of it is in memory."""
+    with _held(root, found.digest):
+        living = [job.name for job in root.catalog.jobs() if job.base == found.digest and job.state in LIVE | PASSING]
+        if living:
+            raise InUse(f"base {found.names[0] if found.names else found.digest[:12]} is used by job {living[0]}")
+        mounting.unmount(root, found.digest)
+        try:
+            base.forget(root.bases / found.digest)
+        except OSError as error:
+            raise from_os(error, "forget base") from error
+
+
+def _check_status(root: Root, job: Job) -> None:
+    if job.status != 0:
+        said = b"".join(
+            event.data for event in session.read_log(root.io(job.id), 0) if isinstance(event, session.Output)
+        )
+        last = said.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        raise ToolFailed(f"the command ended with status {job.status}: {last[0]}")
 
 
 def remove(root: Root, ref: str) -> None:
