@@ -73,17 +73,21 @@ def _work(root: Root) -> None:
     tried: set[tuple[str, ...]] = set()
     while chain := flatten.due(root, but=tried):
         tried.add(chain)
-        _attempt(partial(flatten.flatten_chain, root, chain))
+        _attempt(root, "flatten", partial(flatten.flatten_chain, root, chain))
     while snapshot := archiving.due(root, but=tried):
         tried.add((snapshot,))
-        _attempt(partial(archiving.archive_snapshot, root, snapshot, progress=_untold))
-    _attempt(partial(collect.collect, root))
+        archive = partial(archiving.archive_snapshot, root, snapshot, progress=_untold)
+        _attempt(root, "snapshot.archive", archive)
+    # What it removes are events; that it looked is none.
+    _attempt(root, "collect", partial(collect.collect, root), told=False)
 
 
-def _attempt(work: Callable[[], object]) -> None:
+def _attempt(root: Root, kind: str, work: Callable[[], object], *, told: bool = True) -> None:
     """What fails stays due for the next process."""
     try:
-        work()
+        with root.journal.telling(kind, told=told) as event:
+            event["facts"] = {"background": True}
+            work()
     except SeracError as error:
         log.warning("in the background: %s", error)
 

@@ -29,7 +29,7 @@ def collect(root: Root, *, dry_run: bool = False) -> list[Collected]:
     if dry_run:
         return found
     with root.intent("collect"):
-        return [entry for entry in found if _collect(root, entry)]
+        return [entry for entry in found if _collected(root, entry)]
 
 
 class Rows(NamedTuple):
@@ -68,6 +68,13 @@ def redundant(rows: Iterable[Layer], snapshots: Iterable[Snapshot], jobs: Iterab
         if snapshot.id in paused or unfinished:
             needed.add(snapshot.layers[-1])
     return [row.id for row in rows if row.directory and row.image and row.owner is None and row.id not in needed]
+
+
+def _collected(root: Root, entry: Collected) -> bool:
+    gone = _collect(root, entry)
+    if gone:
+        root.journal.add(f"collect.{entry.kind}", reason=entry.reason, facts={"id": entry.id})
+    return gone
 
 
 def _collect(root: Root, entry: Collected) -> bool:

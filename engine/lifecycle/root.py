@@ -15,8 +15,8 @@ from engine import cgroup, store
 from engine.catalog import Catalog
 from engine.config import Config
 from engine.errors import InvalidInput, NotFound, NotPrivileged, SeracError, WrongState, from_os
-from engine.journal import Journal
-from engine.model import Job, JobState, Limits
+from engine.journal import Journal, about
+from engine.model import Job, JobState, Limits, Snapshot
 
 log = logging.getLogger("serac")
 
@@ -145,7 +145,14 @@ class Root:
                 stack.enter_context(store.locked(self.jobs / found.id, timeout=patience))
             except FileNotFoundError as error:
                 raise NotFound(f"job {found.name} was removed meanwhile") from error
+            about(job=found.id, name=found.name)
             yield self.catalog.job_with(found.id)
+
+    def snapshot(self, ref: str) -> Snapshot:
+        """Find the snapshot that a verb is about. Raises NotFound."""
+        snapshot = self.catalog.snapshot(ref)
+        about(job=snapshot.job, name=snapshot.name, snapshot=snapshot.id)
+        return snapshot
 
     def intent(self, name: str, *, scratch: bool = False) -> contextlib.AbstractContextManager[store.Intent]:
         return store.intent(self.tmp, name, timeout=self.timeout, scratch=scratch)
