@@ -1,16 +1,13 @@
 """`AsyncEngine` where tasks are cancelled, time out, are many, or close it under each other.
 
-What it does when all goes well is in test_contract.py."""
+What it does when all goes well is in test_contract.py, what it is made of in test_aio_workers.py."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -20,12 +17,12 @@ import pytest
 from roots import inside, output, shell, until, wait_for
 
 from engine import AsyncEngine, Engine, JobSpec, JobState, SessionSpec
-from engine.aio.watch import Await, Watch
-from engine.aio.workers import Pull, Workers
 from engine.errors import SeracError, WrongState
 from engine.lifecycle import pause, resume
 from engine.lifecycle.root import Root
 from engine.session import Exit, Output
+
+pytestmark = pytest.mark.root
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.05; done"
 LEGAL = {JobState.RUNNING, JobState.PAUSED}
@@ -60,159 +57,9 @@ async def came(event: threading.Event) -> None:
     assert await asyncio.to_thread(event.wait, 60)
 
 
-# workers, iterators and waits by themselves
-
-
-def test_no_more_threads_than_were_asked_for() -> None:
-    at_once, most = set(), 0
-
-    def work() -> None:
-        nonlocal most
-        at_once.add(threading.get_ident())
-        most = max(most, len(at_once))
-        barrier.wait(10)
-
-    barrier = threading.Barrier(3)
-
-    async def main() -> None:
-        workers = Workers(3)
-        await asyncio.gather(*(workers.call(work) for _ in range(30)))
-        await workers.close(lambda: None)
-
-    asyncio.run(main())
-    assert most == 3
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("serac")]
-
-
-def test_context_variables_go_along() -> None:
-    variable = contextvars.ContextVar("variable", default="none")
-
-    async def main() -> None:
-        workers = Workers(1)
-        variable.set("mine")
-        assert await workers.call(variable.get) == "mine"
-        await workers.call(lambda: variable.set("theirs"))
-        assert variable.get() == "mine"
-        await workers.close(lambda: None)
-
-    asyncio.run(main())
-
-
-def test_a_call_that_waits_for_its_turn_can_be_taken_back() -> None:
-    go, done = threading.Event(), []
-
-    async def main() -> None:
-        workers = Workers(1)
-        first = asyncio.create_task(workers.call(lambda: done.append("first") if go.wait(10) else None))
-        second = asyncio.create_task(workers.call(lambda: done.append("second")))
-        await asyncio.sleep(0.01)
-        first.cancel()
-        second.cancel()
-        assert await asyncio.gather(first, second, return_exceptions=True) != [None, None]
-        go.set()
-        await workers.close(lambda: done.append("last"))
-
-    asyncio.run(main())
-    assert done == ["first", "last"]
-
-
-def test_what_nobody_waits_for_is_disposed_of_or_logged(caplog: pytest.LogCaptureFixture) -> None:
-    go, unwanted = threading.Event(), list[int]()
-
-    def fail() -> int:
-        go.wait(10)
-        raise WrongState("too late")
-
-    async def main() -> None:
-        workers = Workers(2)
-        calls = [
-            asyncio.create_task(workers.call(lambda: go.wait(10) and 7, unwanted=unwanted.append)),
-            asyncio.create_task(workers.call(fail)),
-        ]
-        await asyncio.sleep(0.01)
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        go.set()
-        await workers.close(lambda: None)
-
-    asyncio.run(main())
-    assert unwanted == [7]
-    assert "nobody waits for any more failed: too late" in caplog.text
-
-
-def test_an_iterator_gives_all_before_its_error() -> None:
-    def numbers() -> Any:
-        yield from range(1000)
-        raise WrongState("the end")
-
-    pull, seen = Pull(numbers), list[int]()
-    while len(seen) < 1000:
-        seen += pull.some()
-    assert seen == list(range(1000))
-    with pytest.raises(WrongState):
-        pull.some()
-
-
-def test_an_iterator_is_closed_while_it_is_drawn_from() -> None:
-    there, go, closed = threading.Event(), threading.Event(), threading.Event()
-
-    def numbers() -> Any:
-        try:
-            there.set()
-            yield go.wait(10)
-            yield 2
-        finally:
-            closed.set()
-
-    pull = Pull(numbers)
-    drawing = threading.Thread(target=pull.some)
-    drawing.start()
-    assert there.wait(10)
-    closing = threading.Thread(target=pull.close)
-    closing.start()
-    go.set()
-    for thread in (drawing, closing):
-        thread.join(10)
-    assert closed.is_set()
-    assert pull.some() == []
-
-
-def test_what_is_waited_for_can_be_given_up() -> None:
-    async def main() -> None:
-        watch, (reader, writer) = Watch(), os.pipe()
-        waiting = asyncio.create_task(watch.until(Await(fd=reader)))
-        assert await watch.until(Await(fd=writer, writable=True))
-        assert await watch.until(Await(fd=reader, seconds=0.001)) if waiting.done() else True
-        watch.give_up()
-        assert not await waiting
-        assert not await watch.until(Await(seconds=60))
-        os.close(reader)
-        os.close(writer)
-
-    asyncio.run(main())
-
-
-def test_neither_the_library_nor_the_command_brings_asyncio_along() -> None:
-    for what in ("import engine.engine", "import engine.cli; engine.cli.main(['--help'])"):
-        code = f"{what}; import sys; assert not {{'asyncio', 'engine.aio'}} & set(sys.modules)"
-        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
-
-
-def test_it_must_be_open() -> None:
-    async def main() -> None:
-        engine = AsyncEngine("/nowhere")
-        with pytest.raises(RuntimeError, match="not open"):
-            await engine.jobs()
-        await engine.close()
-
-    asyncio.run(main())
-
-
 # cancelled
 
 
-@pytest.mark.root
 @pytest.mark.parametrize("mode", ["process", "filesystem"])
 @pytest.mark.parametrize("moment", ["_still", "_keep", "_commit"])
 def test_a_cancelled_pause_is_done_all_the_same(
@@ -241,7 +88,6 @@ def test_a_cancelled_pause_is_done_all_the_same(
     driven(engine.config.root, act)
 
 
-@pytest.mark.root
 @pytest.mark.parametrize("moment", ["_prepare", "_commit", "finish"])
 def test_a_cancelled_resume_is_done_all_the_same(engine: Engine, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     engine.run(shell(COUNTER, name="a"))
@@ -266,7 +112,6 @@ def test_a_cancelled_resume_is_done_all_the_same(engine: Engine, monkeypatch: py
     assert said == [f"line {number}" for number in range(1, len(said) + 1)]
 
 
-@pytest.mark.root
 def test_a_cancelled_pause_that_fails_is_undone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.run(shell(COUNTER, name="a"))
     until(engine, "a", b"line 2\n")
@@ -294,7 +139,6 @@ def test_a_cancelled_pause_that_fails_is_undone(engine: Engine, monkeypatch: pyt
     driven(engine.config.root, act)
 
 
-@pytest.mark.root
 def test_cancelled_at_any_moment(engine: Engine) -> None:
     """Not only where a test can stop it: after ever longer times the job is in a legal state, and goes on."""
     engine.run(shell(COUNTER, name="a"))
@@ -316,7 +160,6 @@ def test_cancelled_at_any_moment(engine: Engine) -> None:
     assert said == [f"line {number}" for number in range(1, len(said) + 1)]
 
 
-@pytest.mark.root
 def test_a_connection_that_nobody_waits_for_is_closed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.run(JobSpec(base="small", name="a"))
     there, go = held(monkeypatch, Engine, "_session")
@@ -336,7 +179,6 @@ def test_a_connection_that_nobody_waits_for_is_closed(engine: Engine, monkeypatc
 # many at once
 
 
-@pytest.mark.root
 def test_many_verbs_on_one_loop(engine: Engine) -> None:
     """More waiters than threads: those that may wait for ever keep nobody from working."""
 
@@ -366,7 +208,6 @@ def test_many_verbs_on_one_loop(engine: Engine) -> None:
     driven(engine.config.root, act, workers=2)
 
 
-@pytest.mark.root
 def test_verbs_of_one_job_take_turns(engine: Engine) -> None:
     engine.run(shell(COUNTER, name="a"))
 
@@ -378,7 +219,6 @@ def test_verbs_of_one_job_take_turns(engine: Engine) -> None:
     driven(engine.config.root, act)
 
 
-@pytest.mark.root
 def test_the_loop_goes_on_while_verbs_work(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.run(shell(COUNTER, name="a"))
     there, go = held(monkeypatch, pause, "_flush")
@@ -399,7 +239,6 @@ def test_the_loop_goes_on_while_verbs_work(engine: Engine, monkeypatch: pytest.M
 # closing
 
 
-@pytest.mark.root
 def test_closing_waits_for_what_is_under_way(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.run(shell(COUNTER, name="a"))
     there, go = held(monkeypatch, pause, "_flush")
@@ -424,7 +263,6 @@ def test_closing_waits_for_what_is_under_way(engine: Engine, monkeypatch: pytest
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("serac")]
 
 
-@pytest.mark.root
 def test_closing_ends_what_waits_for_ever(engine: Engine) -> None:
     engine.run(shell("echo up; sleep 1000", name="a"))
     until(engine, "a", b"up\n")
@@ -474,7 +312,6 @@ def test_closing_ends_what_waits_for_ever(engine: Engine) -> None:
     engine.snapshot_remove(str(snapshot)) if engine.snapshots() else None
 
 
-@pytest.mark.root
 def test_an_opening_that_fails_or_is_cancelled_leaves_nothing(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,7 +338,6 @@ def test_an_opening_that_fails_or_is_cancelled_leaves_nothing(
     assert len(os.listdir("/proc/self/fd")) <= len(before) + 1
 
 
-@pytest.mark.root
 def test_a_session_is_fed_and_read_by_two_tasks(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     data = os.urandom(1 << 20)
@@ -523,7 +359,6 @@ def test_a_session_is_fed_and_read_by_two_tasks(engine: Engine) -> None:
     driven(engine.config.root, act)
 
 
-@pytest.mark.root
 def test_an_abandoned_verb_is_logged(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -201,7 +201,8 @@ def test_bases(face: Engine, small_tree: Path) -> None:
     assert told[0][0] == "unpack"
     assert face.base("other") == built
     assert [base.names for base in face.bases()] == [("small",), ("other",)]
-    assert face.base_warm("other").cached_after == built.size
+    warmth = face.base_warm("other")
+    assert warmth.cached_after == warmth.size >= built.size
     face.base_remove("other")
     with pytest.raises(NotFound):
         face.base("other")

@@ -194,10 +194,8 @@ def test_what_the_background_does_is_told(engine: Engine) -> None:
 
 
 def background(engine: Engine) -> bool:
-    done = subprocess.run(
-        ["pgrep", "-f", f"lifecycle.background {engine.config.root}"], check=False, capture_output=True
-    )
-    return bool(done.stdout)
+    command = ["pgrep", "-f", f"lifecycle.background {engine.config.root}"]
+    return bool(subprocess.run(command, check=False, capture_output=True).stdout)
 
 
 @pytest_root
@@ -234,12 +232,13 @@ def test_the_command_shows_events(serac: Command, engine: Engine, up: str) -> No
     assert serac.error("resume", "nobody")[0] == 201
     lines = serac.good("events").splitlines()
     assert len(lines) == len(since(engine))
-    ran, paused = lines[-2].split(), lines[-1].split()
+    ran, paused, refused = (line.split() for line in lines[-3:])
     assert (ran[2:5], paused[2:5]) == (["run", "ok", "up"], ["pause", "ok", "up"])
+    assert (refused[2:4], refused[6:]) == (["fork", "not-found"], ["no", "snapshot", "nobody"])
     assert paused[5:7] == ["snapshot", engine.job(up).snapshot]
     records = [json.loads(line) for line in serac.good("events", "--json").splitlines()]
     assert [record["kind"] for record in records] == [event.kind for event in since(engine)]
-    assert records[-1]["facts"]["mode"] == "filesystem"
+    assert records[-2]["facts"]["mode"] == "filesystem"
     time.sleep(0.002)  # what is told is told to the millisecond
     assert serac.good("events", "--since", "1ms") == ""
 
