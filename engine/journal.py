@@ -67,7 +67,8 @@ class Journal:
     @contextlib.contextmanager
     def telling(self, kind: str, *, told: bool = True) -> Iterator[dict[str, Any]]:
         """What surrounds a verb: however it ends, there is an event of it (not if it isn't to be ``told``), a line in
-        the log, and it is counted. Gives the event's fields, for what is known of it at its end.
+        the log, and it is counted. Gives the event's fields, for what is known of it at its end; ``told`` may be
+        decided there too.
 
         The log record has the fields ``verb``, ``job``, ``snapshot``, ``ms``, ``outcome`` and ``reason``, None where
         there is none."""
@@ -86,6 +87,7 @@ class Journal:
             ms = round((time.perf_counter() - started) * 1000, 3)
             facts = {**fields.pop("facts", {}), **_why(failure)}
             spent = {name: spent for name, spent in timings.items() if name != "total"}
+            told = fields.pop("told", told)
             fields |= {"ms": ms, "facts": {**facts, **({"timings": spent} if spent else {})}}
             fields |= {"outcome": outcome(failure), **({"reason": str(failure)} if failure is not None else {})}
             _ended(kind, fields)

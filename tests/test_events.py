@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from commands import Command, serac, up
 from roots import inside, shell, until, wait_for
@@ -177,6 +178,25 @@ def test_what_a_crash_left_and_who_mended_it_is_told(engine: Engine) -> None:
     assert (swept.kind, swept.facts["complete"]) == ("recover.sweep", True)
     with Engine(engine.config.root, timeout=30):
         assert len(since(engine, before)) == 2  # one that finds nothing to mend has nothing to tell
+
+
+@pytest_root
+def test_a_job_that_cant_be_mended_is_told_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = engine.run(shell("sleep 1000", name="a"))
+    engine._root.put(msgspec.structs.replace(job, state=JobState.PAUSING))
+    before = len(since(engine))
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise Timeout("it doesn't thaw")
+
+        patch.setattr("engine.lifecycle.pause.undo", fail)
+        for _ in range(3):
+            assert engine.job("a").state is JobState.PAUSING
+    assert engine.job("a").state is JobState.RUNNING
+    assert [(event.kind, event.outcome, event.reason) for event in since(engine, before)] == [
+        ("recover.mend", "timeout", "it doesn't thaw"), ("recover.mend", "ok", None),
+    ]  # fmt: skip
 
 
 @pytest_root

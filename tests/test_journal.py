@@ -6,9 +6,11 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +33,16 @@ while sys.stdin.readline():
         number += 1
 """
 """writes a burst of events for each line that comes"""
+LONG_WRITER = """
+import itertools, sys
+from pathlib import Path
+from engine.journal import Journal
+journal = Journal(Path(sys.argv[1]), size_max=1 << 40)
+for number in itertools.count():
+    journal.add("long", facts={"number": number, "padding": "x" * 200_000})
+    if number == 0:
+        print(end="x", flush=True)
+"""
 
 
 def kinds(journal: Journal, **how: float) -> list[str]:
@@ -217,16 +229,43 @@ def test_a_journal_that_cant_be_written_fails_nobody(
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_full_disk_fails_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What had room is passed over, and the next event has a line of its own."""
-    journal = Journal(tmp_path)
+def test_no_room_fails_nobody(tmp_path: Path) -> None:
+    """What had room of an event is passed over, and the next one has a line of its own."""
+    journal, dropped = Journal(tmp_path), counters.read().events_dropped
     journal.add("before")
-    write = os.write
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+    with room(journal._file.stat().st_size + 10):
         journal.add("half")
+        journal.add("none")
     journal.add("after")
     assert kinds(journal) == ["before", "after"]
+    assert counters.read().events_dropped == dropped + 2
+
+
+@contextlib.contextmanager
+def room(size: int) -> Iterator[None]:
+    """No file becomes longer while the block runs: a write ends in the middle, the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.001, 0.005, 0.02])
+def test_a_writer_that_is_killed_costs_no_other_event(tmp_path: Path, moment: float) -> None:
+    """It writes long events as fast as it can; wherever it is killed, its lock is free and the others go on."""
+    journal = Journal(tmp_path)
+    command = [sys.executable, "-c", LONG_WRITER, tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        time.sleep(moment)
+        process.kill()
+    journal.add("after")
+    *before, last = journal.read()
+    assert last.kind == "after"
+    assert [event.facts["number"] for event in before] == list(range(len(before)))
 
 
 def test_no_descriptor_stays(tmp_path: Path) -> None:

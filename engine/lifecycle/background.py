@@ -83,11 +83,12 @@ def _work(root: Root) -> None:
 
 
 def _attempt(root: Root, kind: str, work: Callable[[], object], *, told: bool = True) -> None:
-    """What fails stays due for the next process."""
+    """What fails stays due for the next process. ``told``: also when it doesn't."""
     try:
-        with root.journal.telling(kind, told=told) as event:
+        with root.journal.telling(kind) as event:
             event["facts"] = {"background": True}
             work()
+            event["told"] = told
     except SeracError as error:
         log.warning("in the background: %s", error)
 

@@ -91,10 +91,15 @@ def mend(root: Root, job: Job) -> Job | None:
 
 @contextlib.contextmanager
 def _told(root: Root, job: Job) -> Iterator[None]:
-    """The mending of a job is an event of its own, with the state that it was found in."""
+    """The mending of a job is an event of its own, with the state that it was found in. One that can't be mended is
+    told once, however often it is looked at."""
     with root.journal.telling("recover.mend") as event:
         event.update({"job": job.id, "name": job.name, "facts": {"found": job.state}})
+        event["told"] = job.id not in root.unmended
+        root.unmended.add(job.id)
         yield
+        root.unmended.discard(job.id)
+        event["told"] = True
 
 
 def _release(root: Root, job: Job) -> None:

@@ -38,6 +38,8 @@ class Root:
         )
         self.mounts, self.run_jobs = config.run / "mounts", config.run / "jobs"
         self.journal = Journal(config.root)
+        self.unmended: set[str] = set()
+        """jobs that this engine couldn't mend, and has told so"""
         self._removals: list[threading.Thread] = []
         self._make()
         try:
