@@ -5,6 +5,10 @@ is the journal. A file that has become too long is renamed under that lock, to e
 a new one. So nobody writes to a file that isn't the journal any more, and who reads has all of it when its end has been
 reached after the renaming.
 
+Kinds of events are the verbs that change something, as `engine.verbs` names them (``pause``, ``snapshot.take`` ...);
+``exited`` and ``failed`` of jobs that ended by themselves; ``recover.mend`` and ``recover.sweep`` of what a crash left;
+``collect.layer``, ``collect.image`` and ``collect.directory`` of each thing that was removed.
+
 A journal tells what happened and decides nothing: an event that can't be written, on a full disk say, is dropped and
 counted, and a line that can't be read (a newer serac's, a torn one) is passed over. Events aren't flushed to the
 device: a power cut may take the last ones.

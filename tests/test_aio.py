@@ -359,6 +359,22 @@ def test_a_session_is_fed_and_read_by_two_tasks(engine: Engine) -> None:
     driven(engine.config.root, act)
 
 
+def test_tasks_send_at_the_same_time(engine: Engine) -> None:
+    engine.run(JobSpec(base="small", name="a"))
+    script = "stty raw -echo; echo up; head -c 300000 | wc -c; stty size"
+
+    async def act(face: AsyncEngine) -> None:
+        async with await face.exec("a", SessionSpec(argv=("sh", "-c", script), tty=(24, 80))) as connection:
+            await connection.receive()
+            sizes = (connection.resize(20 + number, 100) for number in range(20))
+            sent, *_ = await asyncio.gather(connection.send(b"x" * 300_000), *sizes)
+            said = b"".join([event.data async for event in connection.events() if isinstance(event, Output)])
+        assert sent == 300_000
+        assert said.split() == [b"300000", b"39", b"100"]
+
+    driven(engine.config.root, act)
+
+
 def test_an_abandoned_verb_is_logged(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

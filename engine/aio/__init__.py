@@ -21,7 +21,7 @@ from engine.aio.workers import Pull, Workers
 from engine.config import Config
 from engine.counters import Counters
 from engine.engine import Engine
-from engine.errors import Timeout, WrongState
+from engine.errors import Busy, Timeout, WrongState
 from engine.journal import POLL
 from engine.lifecycle import processes
 from engine.model import LIVE, PASSING, Event, Finding, Job, JobState, SessionSpec
@@ -33,6 +33,9 @@ __all__ = ["AsyncConnection", "AsyncEngine"]
 WORKERS = 8
 GLANCE, SOON = 0.2, 0.05
 """seconds between two looks at a job that is to run again, and at one that a verb is about to be done with"""
+
+_TO_RUN = PASSING | {JobState.PAUSED, JobState.FROZEN}
+"""states that an attach may wait in"""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -209,10 +212,11 @@ class AsyncEngine:
         while True:
             try:
                 return await self._connected(Engine.attach, ref, number, offset=offset)
-            except WrongState:
-                if not wait or (await self.job(ref)).state not in PASSING | {JobState.PAUSED, JobState.FROZEN}:
+            except (Busy, WrongState):
+                if not wait or (await self.job(ref)).state not in _TO_RUN:
                     raise
-            await asyncio.sleep(GLANCE)
+            while (await self.job(ref)).state in _TO_RUN:
+                await self._watch.until(Await(seconds=GLANCE))
 
     async def wait(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,7 @@ from engine.session import CHUNK_MAX, Connection, Exit, SessionEvent
 
 class AsyncConnection:
     """`engine.session.Connection` as ``exec`` and ``attach`` give it, with the same names: what waits is awaited by the
-    event loop itself and takes no thread. One task may receive while another one sends.
+    event loop itself and takes no thread. One task may receive while others send.
 
     A cancelled `receive` has taken nothing; a cancelled `send` may have sent a part. Closing it detaches, and ends what
     waits for it; the session goes on."""
@@ -20,6 +21,7 @@ class AsyncConnection:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._watch = Watch()
+        self._turn = asyncio.Lock()
 
     @property
     def session(self) -> int:
@@ -93,4 +95,5 @@ class AsyncConnection:
 
     async def _can_send(self) -> bool:
         """What can be written to takes one message: its room is for several."""
-        return await self._watch.until(Await(fd=self.fileno(), writable=True))
+        async with self._turn:
+            return await self._watch.until(Await(fd=self.fileno(), writable=True))
