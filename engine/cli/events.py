@@ -34,7 +34,8 @@ def events(args: Namespace, out: Output) -> int:
                 out.record(event)
             else:
                 out.write(text.printable(_line(event)))
-                out.flush()
+                if args.follow:
+                    out.flush()
     return 0
 
 
