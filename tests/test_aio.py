@@ -128,11 +128,8 @@ def test_a_cancelled_pause_that_fails_is_undone(engine: Engine, monkeypatch: pyt
 
             patch.setattr(pause, "_commit", full)
             go.set()
-            events = [event async for event in face.events(follow=False)]
-            while events[-1].kind != "pause":
-                await asyncio.sleep(0.02)
-                events = [event async for event in face.events()]
-        assert (events[-1].outcome, events[-1].reason) == ("wrong-state", "not this time")
+            told = await anext(event async for event in face.events(follow=True) if event.kind == "pause")
+        assert (told.outcome, told.reason) == ("wrong-state", "not this time")
         assert (await face.job("a")).state is JobState.RUNNING
         assert (await face.pause("a")).mode == "process"
 
@@ -266,50 +263,38 @@ def test_closing_waits_for_what_is_under_way(engine: Engine, monkeypatch: pytest
 def test_closing_ends_what_waits_for_ever(engine: Engine) -> None:
     engine.run(shell("echo up; sleep 1000", name="a"))
     until(engine, "a", b"up\n")
-    engine.pause("a", mode="filesystem")
-    snapshot = engine.job("a").snapshot
-    engine.fork(str(snapshot), name="b")
-    ended = []
+    snapshot = engine.snapshot_take("a").snapshot
+    begun, ended = {what: asyncio.Event() for what in ("follow", "events", "connection")}, list[str]()
 
     async def drawn(what: str, items: Any) -> None:
         async for _ in items:
-            pass
+            begun[what].set()
         ended.append(what)
 
     async def waited(face: AsyncEngine) -> None:
         with pytest.raises(RuntimeError, match="not open"):
-            await face.wait("b")
+            await face.wait("a")
         ended.append("wait")
 
     async def main() -> None:
         async with AsyncEngine(engine.config.root, timeout=30) as face:
+            connection = await face.attach("a")
             tasks = [
-                asyncio.create_task(drawn("follow", face.follow("b"))),
+                asyncio.create_task(drawn("follow", face.follow("a"))),
                 asyncio.create_task(drawn("events", face.events(follow=True))),
+                asyncio.create_task(drawn("connection", connection.events())),
                 asyncio.create_task(waited(face)),
             ]
-            async for change in face.snapshot_diff(str(snapshot)):
+            async for change in face.snapshot_diff(snapshot):
                 assert change
                 break  # it is left in the middle
-            connection = await face.attach("b")
-            while not ended and not await idle(connection):
-                pass
-            await asyncio.sleep(0.2)
+            for each in begun.values():
+                await each.wait()
+            await connection.close()
         await asyncio.gather(*tasks)
-        await connection.close()
-
-    async def idle(connection: Any) -> bool:
-        try:
-            async with asyncio.timeout(0.2):
-                await connection.receive()
-        except TimeoutError:
-            return True
-        return False
 
     asyncio.run(main())
-    assert sorted(ended) == ["events", "follow", "wait"]
-    engine.remove("a")
-    engine.snapshot_remove(str(snapshot)) if engine.snapshots() else None
+    assert sorted(ended) == ["connection", "events", "follow", "wait"]
 
 
 def test_an_opening_that_fails_or_is_cancelled_leaves_nothing(

@@ -133,14 +133,37 @@ def test_an_iterator_is_closed_while_it_is_drawn_from() -> None:
     assert pull.some() == []
 
 
-def test_what_is_waited_for_can_be_given_up() -> None:
+def test_waiting_for_descriptors_and_time() -> None:
     async def main() -> None:
-        watch, (reader, writer) = Watch(), os.pipe()
-        waiting = asyncio.create_task(watch.until(Await(fd=reader)))
+        watch, loop, (reader, writer) = Watch(), asyncio.get_running_loop(), os.pipe()
+        assert await watch.until(Await(seconds=0.001))
+        assert await watch.until(Await(fd=reader, seconds=0.001))
         assert await watch.until(Await(fd=writer, writable=True))
-        assert await watch.until(Await(fd=reader, seconds=0.001)) if waiting.done() else True
+        reading = asyncio.create_task(watch.until(Await(fd=reader)))
+        await asyncio.sleep(0)
+        os.write(writer, b"x")
+        assert await reading
+        assert not loop.remove_reader(reader)
+        assert not loop.remove_writer(writer)
+        os.close(reader)
+        os.close(writer)
+
+    asyncio.run(main())
+
+
+def test_what_is_waited_for_can_be_given_up_or_cancelled() -> None:
+    async def main() -> None:
+        watch, loop, (reader, writer) = Watch(), asyncio.get_running_loop(), os.pipe()
+        cancelled = asyncio.create_task(watch.until(Await(fd=reader)))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        assert not loop.remove_reader(reader)
+        waiting = [asyncio.create_task(watch.until(what)) for what in (Await(fd=reader), Await(seconds=60))]
+        await asyncio.sleep(0)
         watch.give_up()
-        assert not await waiting
+        assert not loop.remove_reader(reader)
+        assert await asyncio.gather(*waiting) == [False, False]
         assert not await watch.until(Await(seconds=60))
         os.close(reader)
         os.close(writer)
