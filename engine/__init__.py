@@ -7,7 +7,8 @@
         result = engine.pause(job.id, mode="filesystem")
         engine.resume(job.id)
 
-The words are in `engine.model`, the errors in `engine.errors`, the layout on disk in `engine.config`.
+`AsyncEngine` has the same verbs for asyncio. The words are in `engine.model`, the errors in `engine.errors`, the layout
+on disk in `engine.config`.
 """
 
 from typing import TYPE_CHECKING
@@ -16,9 +17,21 @@ from engine.errors import SeracError
 from engine.model import Job, JobSpec, JobState, Limits, SessionSpec, Snapshot, Step
 
 if TYPE_CHECKING:
+    from engine.aio import AsyncEngine
     from engine.engine import Engine
 
-__all__ = ["Engine", "Job", "JobSpec", "JobState", "Limits", "SeracError", "SessionSpec", "Snapshot", "Step"]
+__all__ = [
+    "AsyncEngine",
+    "Engine",
+    "Job",
+    "JobSpec",
+    "JobState",
+    "Limits",
+    "SeracError",
+    "SessionSpec",
+    "Snapshot",
+    "Step",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -27,4 +40,8 @@ def __getattr__(name: str) -> object:
         from engine.engine import Engine
 
         return Engine
+    if name == "AsyncEngine":
+        from engine.aio import AsyncEngine
+
+        return AsyncEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

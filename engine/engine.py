@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
-from engine import launch, network, session
+from engine import journal, launch, network, session
 from engine.config import Config
-from engine.errors import Busy, Paused, SeracError, Timeout, ToolMissing, WrongState
+from engine.errors import Busy, Paused, SeracError, ToolMissing, WrongState
 from engine.lifecycle import pause, processes, recover, remove, resume, run, sessions, stop
 from engine.lifecycle.root import Root, require
 from engine.model import (
@@ -48,6 +48,8 @@ from engine.model import (
 )
 from engine.session import Connection, SessionEvent
 from engine.snapshots import Snapshots
+from engine.verbs import verb
+from engine.watching import Watching
 
 if TYPE_CHECKING:
     from engine.base import Source
@@ -56,11 +58,9 @@ if TYPE_CHECKING:
 
 _GLANCE = 0.2
 """seconds between two looks at a job that is to run again"""
-_LOOK = 1.0
-"""seconds between two looks at a job that is waited for"""
 
 
-class Engine(Snapshots):
+class Engine(Snapshots, Watching):
     """One root on this host. ``timeout`` (seconds) bounds each wait of a verb: for a lock, a freeze, a launch, a kill.
 
     Opening makes the root if it is new, and puts right what a crash or a reboot left. Raises NotPrivileged, BadRoot,
@@ -105,6 +105,7 @@ class Engine(Snapshots):
 
     # bases
 
+    @verb("base.build")
     def base_build(self, name: str, source: Source | SnapshotSource, *, progress: BaseProgress | None = None) -> Base:
         """Build a base and let ``name`` (a tag, moved if it is there) mean it. Raises InvalidInput, ToolMissing,
         ToolFailed, NotFound, NoSpace; a build that fails leaves nothing."""
@@ -118,6 +119,7 @@ class Engine(Snapshots):
     def base(self, ref: str) -> Base:
         return self._root.catalog.base(ref)
 
+    @verb("base.warm", told=False)
     def base_warm(self, ref: str, *, whole: bool = False) -> Warmth:
         """Bring into the page cache what `base_profile` has noted of a base, or without a profile, and with ``whole``,
         all of it."""
@@ -125,6 +127,7 @@ class Engine(Snapshots):
 
         return bases.warm(self._root, ref, whole=whole)
 
+    @verb("base.profile")
     def base_profile(self, spec: JobSpec) -> Profile:
         """Run a job on its base, of which nothing is in memory then, and note what it reads: the base's profile from
         now on. Raises InUse while another job is on the base, ToolFailed when its status isn't 0; what `run` raises."""
@@ -132,6 +135,7 @@ class Engine(Snapshots):
 
         return bases.record(self._root, spec)
 
+    @verb("base.remove")
     def base_remove(self, ref: str) -> None:
         """Remove a name; with the last one the base. Raises InUse while a job or snapshot needs it."""
         from engine.lifecycle import bases
@@ -140,6 +144,7 @@ class Engine(Snapshots):
 
     # jobs
 
+    @verb("run")
     def run(self, spec: JobSpec, *, terminal: tuple[int, int] | None = None) -> Job:
         """Start a job and return when its command was executed. ``terminal`` (rows, columns) is the size that a
         ``tty`` job begins with. Raises NotFound (base), NameTaken, InvalidInput, CommandNotFound, LaunchFailed ...;
@@ -158,34 +163,25 @@ class Engine(Snapshots):
     def job(self, ref: str) -> Job:
         return recover.look(self._root, self._root.catalog.job(ref))
 
-    def wait(self, ref: str, *, timeout: float | None = None) -> Job:
-        """Wait until a job has ended or is paused. Raises Timeout; None = wait for ever."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while (job := self.job(ref)).state not in {JobState.PAUSED, *ENDED}:
-            left = _LOOK if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise Timeout(f"job {job.name} is still {job.state}")
-            # Not for ever: the engine that had frozen it may have died.
-            if processes.wait_init(self._root, job, timeout=min(left, _LOOK)):
-                with recover.taken(self._root, job.id):
-                    pass  # whoever ended or paused it holds the lock until it is done
-        return job
-
+    @verb("stop")
     def stop(self, ref: str, *, grace: float | None = None) -> Job:
         """TERM, then after ``grace`` seconds KILL. Does nothing to a job that has ended."""
         with recover.taken(self._root, ref) as job:
             return stop.stop(self._root, job, grace=grace)
 
+    @verb("remove")
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Remove a paused or ended job (``force``: any) with its upper, logs and the snapshot it is paused to."""
         # By force even a job that can't be mended.
         with self._root.locked(ref) if force else recover.taken(self._root, ref) as job:
             remove.remove(self._root, job, force=force)
 
+    @verb("freeze")
     def freeze(self, ref: str) -> Job:
         with recover.taken(self._root, ref) as job:
             return stop.freeze(self._root, job)
 
+    @verb("thaw")
     def thaw(self, ref: str) -> Job:
         with recover.taken(self._root, ref) as job:
             return stop.thaw(self._root, job)
@@ -197,12 +193,14 @@ class Engine(Snapshots):
         job = self._root.catalog.job(ref)
         return [status for _, status in sorted(session.statuses(self._root.io(job.id)).items())]
 
+    @verb("start", told=False)
     def start(self, ref: str, spec: SessionSpec) -> SessionStatus:
         """Start a session that nobody is attached to; it comes back after a pause if it lives then."""
         job, complete = self._session(ref, msgspec.structs.replace(spec, keep=True))
         with processes.connected(self._root, job.id) as connection:
             return connection.start(complete)
 
+    @verb("exec", told=False)
     def exec(self, ref: str, spec: SessionSpec, *, stdin: bool = False) -> Connection:
         """Start a session and stay attached. Raises WrongState, CommandNotFound, CommandNotExecutable, BadPath."""
         job, complete = self._session(ref, spec)
@@ -214,6 +212,7 @@ class Engine(Snapshots):
             raise
         return connection
 
+    @verb("attach", told=False)
     def attach(self, ref: str, number: int = 0, *, offset: int = session.TAIL, wait: bool = False) -> Connection:
         """Attach to a session that runs, beginning with the tail of its output or at an ``offset`` of its log.
 
@@ -232,6 +231,7 @@ class Engine(Snapshots):
         read = session.follow if live else session.read_log
         return read(self._root.io(job.id), number, offset=offset)
 
+    @verb("copy_in", told=False)
     def copy_in(self, ref: str, source: str | BinaryIO, target: str) -> None:
         """Copy a file, a directory or a tar stream into a running job; see `engine.copy` for how names are chosen.
 
@@ -240,6 +240,7 @@ class Engine(Snapshots):
 
         transfer.copy_in(self._root, self.job(ref), source, target)
 
+    @verb("copy_out", told=False)
     def copy_out(self, ref: str, source: str, target: str | BinaryIO) -> None:
         """Copy out of a job in any state but frozen, to a path or as a tar stream. No link in the job leads to the
         host."""
@@ -310,13 +311,17 @@ class Engine(Snapshots):
         ``durability`` ``full``: all of it is on the device when this returns; ``fast``: it will be in some seconds, and
         a host that goes down before loses the snapshot, not unnoticed."""
         how = self._archiving(archive)
-        with recover.taken(self._root, ref) as job:
-            result = pause.pause(
-                self._root, job, mode=mode, labels=labels or {}, state=state, archive=how, ttl=ttl,
-                durability=durability,
-            )  # fmt: skip
+        result = self._pause(
+            ref, mode=mode, labels=labels or {}, state=state, archive=how, ttl=ttl, durability=durability
+        )
         return self._archived(result, how, progress)
 
+    @verb("pause")
+    def _pause(self, ref: str, **how: Any) -> PauseResult:
+        with recover.taken(self._root, ref) as job:
+            return pause.pause(self._root, job, **how)
+
+    @verb("resume")
     def resume(
         self,
         ref: str,
@@ -336,6 +341,7 @@ class Engine(Snapshots):
         with recover.taken(self._root, ref) as job:
             return resume.resume(self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory)
 
+    @verb("fork")
     def fork(
         self,
         ref: str,
@@ -349,6 +355,7 @@ class Engine(Snapshots):
         """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from. ``env`` is added
         to the environment of the sessions that are started in it; all else as with `resume`."""
         snapshot = self._root.catalog.snapshot(ref)
+        journal.about(snapshot=snapshot.id)
         return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp, memory=memory)
 
 

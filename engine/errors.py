@@ -143,6 +143,13 @@ class CannotRestore(SeracError):
     code, status, default_hint = "cannot-restore", 218, "--mode filesystem starts it again from its files"
 
 
+def outcome(error: BaseException | None) -> str:
+    """How something ended, in a word for programs: ``ok``, the error's code, or the name of what is none of ours."""
+    if error is None:
+        return "ok"
+    return error.code if isinstance(error, SeracError) else type(error).__name__
+
+
 def from_os(error: OSError, doing: str) -> SeracError:
     """Translate an OSError at a module's border: ``raise from_os(e, "seal layer") from e``."""
     where = f" ({os.fsdecode(error.filename)})" if error.filename else ""

@@ -24,6 +24,7 @@ from engine.model import (
     TakeResult,
     Verdict,
 )
+from engine.verbs import verb
 
 if TYPE_CHECKING:
     from engine.lifecycle.archiving import Progress
@@ -51,14 +52,16 @@ class Snapshots:
         """Make a snapshot of a running job, with its processes, and let it run on: it stands still for as long as a
         pause and a resume take. Raises CannotCheckpoint, and the job runs on; after any error of the resume it is
         paused to the snapshot. ``archive``, ``ttl`` and ``durability``: as of `pause`."""
+        how = self._archiving(archive)
+        result = self._take(ref, labels=labels or {}, state=state, archive=how, ttl=ttl, durability=durability)
+        return self._archived(result, how, progress)
+
+    @verb("snapshot.take")
+    def _take(self, ref: str, **how: Any) -> TakeResult:
         from engine.lifecycle import take
 
-        how = self._archiving(archive)
         with recover.taken(self._root, ref) as job:
-            result = take.take(
-                self._root, job, labels=labels or {}, state=state, archive=how, ttl=ttl, durability=durability
-            )
-        return self._archived(result, how, progress)
+            return take.take(self._root, job, **how)
 
     def snapshots(self, job: str | None = None) -> list[Snapshot]:
         wanted = self._root.catalog.job(job).id if job is not None else None
@@ -68,22 +71,25 @@ class Snapshots:
     def snapshot(self, ref: str) -> Snapshot:
         return self._root.catalog.snapshot(ref)
 
+    @verb("snapshot.pin")
     def snapshot_pin(self, ref: str, *, pinned: bool = True) -> Snapshot:
         """A pinned snapshot outlives its job, and the job's resume stacks on it instead of writing its layer again."""
         with self._root.catalog.transaction(durable=True) as transaction:
-            snapshot = msgspec.structs.replace(self._root.catalog.snapshot(ref), pinned=pinned)
+            snapshot = msgspec.structs.replace(self._root.snapshot(ref), pinned=pinned)
             if any(job.upper == snapshot.layers[-1] for job in self._root.catalog.jobs_in(JobState.RESUMING)):
                 raise Busy(f"snapshot {snapshot.id} is being resumed", hint="pin it before the resume")
             records.keep_snapshot(self._root, snapshot)
             transaction.put_snapshot(snapshot)
         return snapshot
 
+    @verb("snapshot.remove")
     def snapshot_remove(self, ref: str) -> None:
         """Raises InUse for the snapshot that a job is paused to."""
         remove.remove_snapshot(self._root, ref)
 
     # archives
 
+    @verb("snapshot.archive")
     def snapshot_archive(self, ref: str, *, progress: Progress | None = None) -> Snapshot:
         """Make images of a snapshot's layers and processes, of those that aren't images yet. Raises NotFound when it is
         removed or its job writes its layer again meanwhile; NoSpace, Damaged; what was begun goes on the next time."""
@@ -97,6 +103,7 @@ class Snapshots:
 
         return archiving.under_way(self._root)
 
+    @verb("snapshot.verify", told=False)
     def snapshot_verify(self, ref: str, *, progress: Progress | None = None) -> list[str]:
         """Read every byte of an archived snapshot and its base, and compare it with the digests: what is wrong, a line
         for each file and piece. Raises WrongState when it isn't archived."""
@@ -104,6 +111,7 @@ class Snapshots:
 
         return archiving.verify(self._root, ref, progress=progress)
 
+    @verb("snapshot.flatten")
     def snapshot_flatten(self, ref: str) -> Snapshot:
         """Make one layer of a snapshot's chain, which shows the same; jobs run on. Raises Busy, NoSpace."""
         from engine.lifecycle import flatten
@@ -116,6 +124,7 @@ class Snapshots:
 
         return diff.diff(self._root, ref, other)
 
+    @verb("snapshot.export")
     def snapshot_export(
         self,
         ref: str,
@@ -132,6 +141,7 @@ class Snapshots:
 
         return exports.export(self._root, ref, target, format=format, with_base=with_base, progress=progress)
 
+    @verb("snapshot.import")
     def snapshot_import(
         self, source: str | BinaryIO, *, trust: bool = False, progress: Progress | None = None
     ) -> Snapshot:
@@ -153,7 +163,13 @@ class Snapshots:
         is needed. What was removed, or with ``dry_run`` would be, with the reasons."""
         from engine.lifecycle import collect
 
-        return collect.collect(self._root, dry_run=dry_run)
+        return collect.collect(self._root, dry_run=True) if dry_run else self._collect()
+
+    @verb("collect")
+    def _collect(self) -> list[Collected]:
+        from engine.lifecycle import collect
+
+        return collect.collect(self._root)
 
     def verdicts(self) -> list[Verdict]:
         """Whether each snapshot would be kept by `collect` now, and why; oldest first."""

@@ -5,6 +5,10 @@
             ...
     timings == {"freeze": 1.2}               # milliseconds
 
+The log records of the logger ``serac`` are lines for people; what a line says its record has as fields too, for a
+handler that exports them: ``step``, ``job`` (id, or empty), ``ms`` and ``outcome`` (``ok`` or an error's code). A step
+that is done is logged as DEBUG, one that failed as INFO. `engine.journal` does the same for whole verbs.
+
 ``SERAC_FAULT=pause.seal:before`` (or ``:after``) kills the process with SIGKILL at that place: the crash tests' hook.
 """
 
@@ -18,6 +22,9 @@ import signal
 import time
 from collections.abc import Iterator
 
+from engine import counters
+from engine.errors import outcome
+
 log = logging.getLogger("serac")
 
 _timings: contextvars.ContextVar[dict[str, float] | None] = contextvars.ContextVar("serac_timings", default=None)
@@ -25,15 +32,19 @@ _timings: contextvars.ContextVar[dict[str, float] | None] = contextvars.ContextV
 
 @contextlib.contextmanager
 def record() -> Iterator[dict[str, float]]:
-    """Collect the timings of every step that runs inside, by the last part of its name; milliseconds."""
+    """Collect the timings of every step that runs inside, by the last part of its name; milliseconds. Within another
+    `record` that gets them too."""
+    outer = _timings.get()
     timings: dict[str, float] = {}
     token = _timings.set(timings)
     started = time.perf_counter()
     try:
         yield timings
     finally:
-        timings["total"] = _since(started)
         _timings.reset(token)
+        for name, spent in timings.items() if outer is not None else ():
+            add(name, spent)
+        timings["total"] = _since(started)
 
 
 @contextlib.contextmanager
@@ -44,10 +55,11 @@ def step(name: str, *, job: str = "") -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        log.info("step=%s job=%s ms=%.3f outcome=%s", name, job, _since(started), type(error).__name__)
+        _ended(name, job, _since(started), outcome(error))
         raise
-    add(name, _since(started))
-    log.debug("step=%s job=%s ms=%.3f outcome=ok", name, job, _since(started))
+    spent = _since(started)
+    add(name, spent)
+    _ended(name, job, spent, "ok")
     _fault(name, "after")
 
 
@@ -57,6 +69,13 @@ def add(name: str, milliseconds: float) -> None:
     if timings is not None:
         key = name.rpartition(".")[2]
         timings[key] = round(timings.get(key, 0.0) + milliseconds, 3)
+
+
+def _ended(name: str, job: str, ms: float, how: str) -> None:
+    counters.add("step", name, how, ms / 1000)
+    fields = {"step": name, "job": job, "ms": ms, "outcome": how}
+    level = logging.DEBUG if how == "ok" else logging.INFO
+    log.log(level, "step=%s job=%s ms=%.3f outcome=%s", name, job, ms, how, extra=fields)
 
 
 def _since(started: float) -> float:

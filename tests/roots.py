@@ -147,9 +147,11 @@ def wait_for(probe: Callable[[], object], patience: float = 30.0) -> None:
 
 def on_disk(root: Path) -> dict[str, tuple[int, ...]]:
     """Every path below a root with its type, mode and owner, of files links, size and time too; of the catalog only
-    that it is there."""
+    that it is there, and nothing of the journal, which has what was tried too."""
     found = {}
     for path in root.rglob("*"):
+        if path.name.startswith("events."):
+            continue
         info = path.lstat()
         facts: tuple[int, ...] = (info.st_mode, info.st_uid, info.st_gid)
         if stat.S_ISREG(info.st_mode) and not path.name.startswith("catalog.sqlite"):

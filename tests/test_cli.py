@@ -31,7 +31,7 @@ VERBS = {
     "base warm", "base rm", "run", "ps", "show", "logs", "exec", "attach", "cp",
     "pause", "freeze", "thaw", "resume", "stop", "rm", "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
     "snapshot pin", "snapshot unpin", "snapshot archive", "snapshot verify", "snapshot diff", "snapshot flatten",
-    "snapshot export", "snapshot import", "gc", "check", "doctor", "completion",
+    "snapshot export", "snapshot import", "gc", "check", "events", "doctor", "completion",
 }  # fmt: skip
 
 SERAC = (sys.executable, "-m", "engine.cli")
@@ -98,6 +98,7 @@ def test_examples_in_help_parse(command: str) -> None:
         "snapshot export S FILE --with-base",
         "snapshot import FILE --trust",
         "gc --dry-run",
+        "events -f --since 10m",
         "resume S --as NAME",
         "stop --grace 3 J",
         "rm --force J K",

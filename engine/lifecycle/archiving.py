@@ -47,7 +47,7 @@ def archive_snapshot(root: Root, ref: str, *, progress: Progress | None = None) 
     """The snapshot, archived; at once where it is already. Raises NotFound when it is removed, or resumed by ``reuse``,
     meanwhile; NoSpace, Damaged."""
     while True:
-        snapshot = root.catalog.snapshot(ref)
+        snapshot = root.snapshot(ref)
         if snapshot.archive is not None and _has_manifest(root, snapshot):
             return snapshot
         try:
@@ -270,7 +270,7 @@ def _part(root: Root, digest: str) -> manifest.Part:
 def verify(root: Root, ref: str, *, progress: Progress | None = None) -> list[str]:
     """Read every byte of an archived snapshot and its base and compare; what is wrong, a line each. Raises WrongState
     when it isn't archived."""
-    snapshot = root.catalog.snapshot(ref)
+    snapshot = root.snapshot(ref)
     if snapshot.archive is None:
         raise WrongState(f"snapshot {snapshot.id} isn't archived", hint=f"`serac snapshot archive {snapshot.id}`")
     wrong = list(archive.damages(root.bases / snapshot.base, snapshot.base, progress=progress))

@@ -70,21 +70,26 @@ def _turn(root: Root) -> Iterator[bool]:
 def _work(root: Root) -> None:
     from engine.lifecycle import archiving, collect, flatten, flush
 
-    _attempt(partial(flush.flush, root))
+    _attempt(root, "flush", partial(flush.flush, root), told=False)
     tried: set[tuple[str, ...]] = set()
     while chain := flatten.due(root, but=tried):
         tried.add(chain)
-        _attempt(partial(flatten.flatten_chain, root, chain))
+        _attempt(root, "flatten", partial(flatten.flatten_chain, root, chain))
     while snapshot := archiving.due(root, but=tried):
         tried.add((snapshot,))
-        _attempt(partial(archiving.archive_snapshot, root, snapshot, progress=_untold))
-    _attempt(partial(collect.collect, root))
+        archive = partial(archiving.archive_snapshot, root, snapshot, progress=_untold)
+        _attempt(root, "snapshot.archive", archive)
+    # What it removes are events; that it looked is none.
+    _attempt(root, "collect", partial(collect.collect, root), told=False)
 
 
-def _attempt(work: Callable[[], object]) -> None:
-    """What fails stays due for the next process."""
+def _attempt(root: Root, kind: str, work: Callable[[], object], *, told: bool = True) -> None:
+    """What fails stays due for the next process. ``told``: also when it doesn't."""
     try:
-        work()
+        with root.journal.telling(kind) as event:
+            event["facts"] = {"background": True}
+            work()
+            event["told"] = told
     except SeracError as error:
         log.warning("in the background: %s", error)
 

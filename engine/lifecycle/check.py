@@ -44,6 +44,7 @@ def check(config: Config, *, timeout: float, repair: bool = False) -> Check:
         after = _found(root)
         if repair:
             done += [f"{entry.subject}: {entry.what}" for entry in before if entry not in after.violations]
+            root.journal.add("repair", facts={"repaired": done, "left": len(after.violations)})
         return msgspec.structs.replace(after, repaired=tuple(done))
     finally:
         root.close()

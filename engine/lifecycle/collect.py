@@ -31,7 +31,7 @@ def collect(root: Root, *, dry_run: bool = False) -> list[Collected]:
         return [*map(retain.entry, condemned), *find(without(_rows(root), condemned), os.listdir(root.images))]
     gone = [retain.entry(verdict) for verdict in condemned if retain.execute(root, verdict)]
     with root.intent("collect"):
-        return gone + [entry for entry in find(_rows(root), os.listdir(root.images)) if _collect(root, entry)]
+        return gone + [entry for entry in find(_rows(root), os.listdir(root.images)) if _collected(root, entry)]
 
 
 class Rows(NamedTuple):
@@ -80,6 +80,13 @@ def redundant(rows: Iterable[Layer], snapshots: Iterable[Snapshot], jobs: Iterab
         if snapshot.id in paused or unfinished:
             needed.add(snapshot.layers[-1])
     return [row.id for row in rows if row.directory and row.image and row.owner is None and row.id not in needed]
+
+
+def _collected(root: Root, entry: Collected) -> bool:
+    gone = _collect(root, entry)
+    if gone:
+        root.journal.add(f"collect.{entry.kind}", reason=entry.reason, facts={"id": entry.id})
+    return gone
 
 
 def _collect(root: Root, entry: Collected) -> bool:

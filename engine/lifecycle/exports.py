@@ -43,7 +43,7 @@ def export(
         snapshot = archiving.archive_snapshot(root, ref, progress=progress)
         write = functools.partial(_export, root, snapshot, with_base=with_base, progress=progress)
     elif format == "podman" and not with_base:
-        snapshot = podman_export.check(root.catalog.snapshot(ref))
+        snapshot = podman_export.check(root.snapshot(ref))
         write = functools.partial(podman_export.export_checkpoint, root, snapshot, progress=progress)
     else:
         what = "the base isn't in a checkpoint archive" if with_base else f"no format {format!r}"

@@ -33,7 +33,7 @@ from engine.tree import flattened
 
 def flatten_snapshot(root: Root, ref: str) -> Snapshot:
     """The snapshot with a chain of one layer. Its job's resume stacks from then on. Raises NotFound, NoSpace."""
-    snapshot = root.catalog.snapshot(ref)
+    snapshot = root.snapshot(ref)
     if len(snapshot.layers) > 1:
         if snapshot.image is not None:
             # Where its process image lies goes with its top layer.

@@ -18,10 +18,18 @@ def settle(root: Root, job: Job) -> Job:
         return job
     why = lazy.verdict(root, job) if job.loading is not None else None
     processes.take_down(root, job)
+    settled = root.put(_ended(root, job, why))
+    facts = {} if settled.status is None else {"status": settled.status}
+    root.journal.add(settled.state.value, job=job.id, name=job.name, reason=settled.failure, facts=facts)
+    return lazy.complete(root, settled) if why is None else settled
+
+
+def _ended(root: Root, job: Job, why: str | None) -> Job:
+    """``why`` its memory couldn't be brought back."""
     if why is not None:
         failure = f"its memory could not be brought back: {why}"
-        return root.put(msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now(), mounted=()))
-    return lazy.complete(root, root.put(ended(job, main_status(root, job))))
+        return msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now(), mounted=())
+    return ended(job, main_status(root, job))
 
 
 def main_status(root: Root, job: Job) -> SessionStatus | None:

@@ -35,7 +35,7 @@ def export_image(root: Root, ref: str, target: str | BinaryIO, *, progress: Prog
     if not isinstance(target, str):
         raise InvalidInput("an image layout is a directory, not a stream", hint="name one: DIR[:TAG]")
     directory, tag = base.layout_and_tag(target)
-    snapshot = root.catalog.snapshot(ref)
+    snapshot = root.snapshot(ref)
     with run.reader(root, snapshot.base, snapshot.layers) as job:
         try:
             with _made(directory) as layout:

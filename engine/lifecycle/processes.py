@@ -185,14 +185,14 @@ def connected(root: Root, job_id: str) -> Iterator[session.Connection]:
 
 def signal_init(root: Root, job: Job, signum: signal.Signals) -> None:
     """Send a signal to the job's init from outside; nothing happens when it is gone."""
-    with _init(root, job.id) as pidfd:
+    with opened_init(root, job.id) as pidfd:
         if pidfd is not None:
             signal.pidfd_send_signal(pidfd, signum)
 
 
 def wait_init(root: Root, job: Job, *, timeout: float | None) -> bool:
     """Wait until the job's init is gone, for ``timeout`` seconds (None = for ever); whether it is."""
-    with _init(root, job.id) as pidfd:
+    with opened_init(root, job.id) as pidfd:
         if pidfd is None:
             return True
         poller = select.poll()
@@ -201,8 +201,8 @@ def wait_init(root: Root, job: Job, *, timeout: float | None) -> bool:
 
 
 @contextlib.contextmanager
-def _init(root: Root, job_id: str) -> Iterator[int | None]:
-    """A pidfd of the job's init, None when it is gone."""
+def opened_init(root: Root, job_id: str) -> Iterator[int | None]:
+    """A pidfd of the job's init, which can be read when init is gone; None when it is gone already."""
     pidfd = _open_init(_recall(root, job_id))
     try:
         yield pidfd

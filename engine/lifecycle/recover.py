@@ -67,17 +67,18 @@ def recover(root: Root) -> None:
             look(root, job)
     with store.sweeping(root.tmp) as found:
         if found.markers:
-            with step("recover.sweep"):
+            with root.journal.telling("recover.sweep") as event, step("recover.sweep"):
                 found.complete = sweep(root)
+                event["facts"] = {"complete": found.complete}
 
 
 def mend(root: Root, job: Job) -> Job | None:
     """Finish or undo the verb that was interrupted; None when that removed the job. The caller holds its lock."""
     if job.state in PASSING:
-        with root.intent(f"mend-{job.id}"), step(f"recover.{job.state}", job=job.id):
+        with _told(root, job), root.intent(f"mend-{job.id}"), step(f"recover.{job.state}", job=job.id):
             return _mend_passing(root, job)
     if job.pending and processes.alive(root, job):
-        with step("recover.pending", job=job.id), contextlib.suppress(*processes.REFUSED):
+        with _told(root, job), step("recover.pending", job=job.id), contextlib.suppress(*processes.REFUSED):
             resume.finish(root, job)
         return root.catalog.job_with(job.id)
     if job.loading and job.state in LIVE and processes.alive(root, job) and lazy.ended(root, job):
@@ -86,6 +87,19 @@ def mend(root: Root, job: Job) -> Job | None:
     if job.state not in LIVE and root.run_job(job.id).exists():
         _release(root, job)
     return job
+
+
+@contextlib.contextmanager
+def _told(root: Root, job: Job) -> Iterator[None]:
+    """The mending of a job is an event of its own, with the state that it was found in. One that can't be mended is
+    told once, however often it is looked at."""
+    with root.journal.telling("recover.mend") as event:
+        event.update({"job": job.id, "name": job.name, "facts": {"found": job.state}})
+        event["told"] = job.id not in root.unmended
+        root.unmended.add(job.id)
+        yield
+        root.unmended.discard(job.id)
+        event["told"] = True
 
 
 def _release(root: Root, job: Job) -> None:

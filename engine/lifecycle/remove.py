@@ -77,7 +77,7 @@ def _forget(root: Root, job: Job) -> Gone:
 def remove_snapshot(root: Root, ref: str, *, pinned: bool = True) -> None:
     """Remove a snapshot; its layers stay while a chain needs them. Raises InUse for what a job is paused to, and for a
     pinned one where ``pinned`` ones are to stay; Busy while a job is made from it."""
-    snapshot = root.catalog.snapshot(ref)
+    snapshot = root.snapshot(ref)
     root.give_way()
     with root.intent(f"rm-{snapshot.id}") as intent:
         try:

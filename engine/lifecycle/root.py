@@ -15,8 +15,8 @@ from engine import cgroup, store
 from engine.catalog import Catalog
 from engine.config import Config
 from engine.errors import Damaged, InvalidInput, NotFound, NotPrivileged, SeracError, WrongState, from_os
-from engine.journal import Journal
-from engine.model import Job, JobState, Limits
+from engine.journal import Journal, about
+from engine.model import Job, JobState, Limits, Snapshot
 
 log = logging.getLogger("serac")
 
@@ -63,6 +63,8 @@ class Root(Places):
         super().__init__(config)
         self.timeout = timeout
         self.journal = Journal(config.root)
+        self.unmended: set[str] = set()
+        """jobs that this engine couldn't mend, and has told so"""
         self._removals: list[threading.Thread] = []
         self._make()
         try:
@@ -169,7 +171,14 @@ class Root(Places):
                 stack.enter_context(store.locked(self.jobs / found.id, timeout=patience))
             except FileNotFoundError as error:
                 raise NotFound(f"job {found.name} was removed meanwhile") from error
+            about(job=found.id, name=found.name)
             yield self.catalog.job_with(found.id)
+
+    def snapshot(self, ref: str) -> Snapshot:
+        """Find the snapshot that a verb is about. Raises NotFound."""
+        snapshot = self.catalog.snapshot(ref)
+        about(job=snapshot.job, name=snapshot.name, snapshot=snapshot.id)
+        return snapshot
 
     def intent(self, name: str, *, scratch: bool = False) -> contextlib.AbstractContextManager[store.Intent]:
         return store.intent(self.tmp, name, timeout=self.timeout, scratch=scratch)

@@ -20,6 +20,7 @@ import msgspec
 
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
+from engine.journal import about
 from engine.lifecycle import lazy, processes, records, remove, restore, resume, sessions, trees, wake
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
@@ -45,6 +46,7 @@ def run(root: Root, spec: JobSpec, *, terminal: tuple[int, int] | None) -> Job:
     check(spec)
     base = root.catalog.base(spec.base)
     job = _new_job(root, spec, base.digest)
+    about(job=job.id, name=job.name)
     first = sessions.main_session(job.name, spec, base.env, terminal)
     job, _, _ = _begin(root, job, [first] if first is not None else [])
     return job
@@ -72,6 +74,7 @@ def fork(
         job = msgspec.structs.replace(
             _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id
         )
+        about(job=job.id, name=job.name)
         missing: dict[int, str] = {}
         untold = None
         if back:

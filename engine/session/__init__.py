@@ -12,10 +12,11 @@ the socket: whatever comes from either is checked, bounded, and a ProtocolError 
 
 from engine.session.connection import INPUT_MAX, LIVE, START, TAIL, Connection, connect
 from engine.session.files import SESSION_ID_MAX, Question, question, specs, status, statuses
-from engine.session.log import follow, read_log
-from engine.session.protocol import Exit, Output, SessionEvent, StepMark
+from engine.session.log import follow, follow_unblocked, read_log
+from engine.session.protocol import CHUNK_MAX, Exit, Output, SessionEvent, StepMark
 
 __all__ = [
+    "CHUNK_MAX",
     "INPUT_MAX",
     "LIVE",
     "SESSION_ID_MAX",
@@ -29,6 +30,7 @@ __all__ = [
     "StepMark",
     "connect",
     "follow",
+    "follow_unblocked",
     "question",
     "read_log",
     "specs",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.errors import NotFound, ProtocolError, WrongState
 from engine.session import files
-from engine.session.connection import connect
+from engine.session.connection import Connection, connect
 from engine.session.protocol import (
     HEAD,
     LOG_HEAD,
@@ -92,22 +92,29 @@ def follow(io: Path, session: int, *, offset: int = 0) -> Iterator[SessionEvent]
     """A session's output from ``offset`` on until it ends, each byte once: from init while there is one, then from
     disk. Without an Exit at the end the session was stopped with its job, or paused. Raises ProtocolError.
     """
+    return closing(each for each in _follow(io, session, offset) if not isinstance(each, Connection))
+
+
+def follow_unblocked(io: Path, session: int, *, offset: int = 0) -> Iterator[SessionEvent | Connection]:
+    """`follow` for who must not be blocked: a connection among the events says that the next one is there when the
+    connection can be read."""
     return closing(_follow(io, session, offset))
 
 
-def _follow(io: Path, session: int, offset: int) -> Iterator[SessionEvent]:
-    ending = None
+def _follow(io: Path, session: int, offset: int) -> Iterator[SessionEvent | Connection]:
+    ending: SessionEvent | None = None
     for source in (_from_init, read_log):
         if isinstance(ending, Exit):
             return
-        for ending in source(io, session, offset=offset):
-            offset = ending.end
-            yield ending
+        for each in source(io, session, offset=offset):
+            if not isinstance(each, Connection):
+                ending, offset = each, each.end
+            yield each
     if not isinstance(ending, Exit):
         yield from _from_status(io, session, offset)
 
 
-def _from_init(io: Path, session: int, *, offset: int) -> Iterator[SessionEvent]:
+def _from_init(io: Path, session: int, *, offset: int) -> Iterator[SessionEvent | Connection]:
     try:
         connection = connect(io, timeout=CONNECT_TIMEOUT)
     except WrongState:
@@ -117,7 +124,10 @@ def _from_init(io: Path, session: int, *, offset: int) -> Iterator[SessionEvent]
             connection.attach(session, offset=offset)
         except (NotFound, WrongState):
             return
-        yield from connection.events()
+        yield connection
+        while (each := connection.receive()) is not None:
+            yield each
+            yield connection
 
 
 def _from_status(io: Path, session: int, offset: int) -> Iterator[SessionEvent]:

@@ -7,7 +7,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -115,6 +115,7 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SessionEvent = Output | StepMark | Exit
+Other = TypeVar("Other")
 
 OUTCOMES: tuple[Literal["begins", "completed", "failed"], ...] = ("begins", "completed", "failed")
 
@@ -137,15 +138,16 @@ def event(message: Message) -> SessionEvent:
     raise ProtocolError(f"init sent a message of type {message.type} among a session's output")
 
 
-def closing(events: Iterable[SessionEvent]) -> Iterator[SessionEvent]:
+def closing(events: Iterable[SessionEvent | Other]) -> Iterator[SessionEvent | Other]:
     """The same without an Exit in the middle: that of an earlier life of a session that was started again."""
     held: Exit | None = None
     for each in events:
-        held = None
         if isinstance(each, Exit):
             held = each
-        else:
-            yield each
+            continue
+        if isinstance(each, SessionEvent):
+            held = None
+        yield each
     if held is not None:
         yield held
 
