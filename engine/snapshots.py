@@ -22,6 +22,7 @@ from engine.model import (
     Snapshot,
     TakeResult,
 )
+from engine.steps import step
 
 if TYPE_CHECKING:
     from engine.lifecycle.archiving import Progress
@@ -64,7 +65,7 @@ class Snapshots:
 
     def snapshot_pin(self, ref: str, *, pinned: bool = True) -> Snapshot:
         """A pinned snapshot outlives its job, and the job's resume stacks on it instead of writing its layer again."""
-        with self._root.catalog.transaction(durable=True) as transaction:
+        with step("pin.commit"), self._root.catalog.transaction(durable=True) as transaction:
             snapshot = msgspec.structs.replace(self._root.catalog.snapshot(ref), pinned=pinned)
             if any(job.upper == snapshot.layers[-1] for job in self._root.catalog.jobs_in(JobState.RESUMING)):
                 raise Busy(f"snapshot {snapshot.id} is being resumed", hint="pin it before the resume")

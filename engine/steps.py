@@ -6,6 +6,7 @@
     timings == {"freeze": 1.2}               # milliseconds
 
 ``SERAC_FAULT=pause.seal:before`` (or ``:after``) kills the process with SIGKILL at that place: the crash tests' hook.
+``archive.write:before*2`` is the second time that it comes there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 log = logging.getLogger("serac")
@@ -63,6 +65,12 @@ def _since(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
 
 
+_passed: Counter[str] = Counter()
+
+
 def _fault(name: str, place: str) -> None:
-    if os.environ.get("SERAC_FAULT") == f"{name}:{place}":
-        os.kill(os.getpid(), signal.SIGKILL)
+    wanted, _, times = os.environ.get("SERAC_FAULT", "").partition("*")
+    if wanted == f"{name}:{place}":
+        _passed[wanted] += 1
+        if _passed[wanted] >= int(times or 1):
+            os.kill(os.getpid(), signal.SIGKILL)

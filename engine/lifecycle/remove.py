@@ -81,11 +81,13 @@ def remove_snapshot(root: Root, ref: str) -> None:
     root.give_way()
     with root.intent(f"rm-{snapshot.id}") as intent:
         try:
-            gone = _forget_snapshot(root, snapshot)
+            with step("remove.snapshot"):
+                gone = _forget_snapshot(root, snapshot)
         except (InUse, Busy):
             intent.undone()
             raise
-        gone.remove(root)
+        with step("remove.layers"):
+            gone.remove(root)
 
 
 def _forget_snapshot(root: Root, snapshot: Snapshot) -> Gone:

@@ -27,7 +27,9 @@ def stop(root: Root, job: Job, *, grace: float | None) -> Job:
         processes.wait_init(root, job, timeout=root.config.settings.stop_grace if grace is None else grace)
     with step("stop.kill", job=job.id):
         processes.take_down(root, job)
-    return lazy.complete(root, root.put(_stopped(root, job)))
+    with step("stop.commit", job=job.id):
+        ended = root.put(_stopped(root, job))
+    return lazy.complete(root, ended)
 
 
 def _stopped(root: Root, job: Job) -> Job:
@@ -46,11 +48,13 @@ def freeze(root: Root, job: Job) -> Job:
     require(job, JobState.RUNNING, verb="freeze")
     with step("freeze.freeze", job=job.id):
         cgroup.freeze(root.group_of(job), timeout=root.timeout)
-    return root.put(msgspec.structs.replace(job, state=JobState.FROZEN))
+    with step("freeze.commit", job=job.id):
+        return root.put(msgspec.structs.replace(job, state=JobState.FROZEN))
 
 
 def thaw(root: Root, job: Job) -> Job:
     require(job, *LIVE, verb="thaw")  # a running one too: a freeze that was killed may have left it standing
     with step("thaw.thaw", job=job.id):
         cgroup.thaw(root.group_of(job))
-    return root.put(msgspec.structs.replace(job, state=JobState.RUNNING))
+    with step("thaw.commit", job=job.id):
+        return root.put(msgspec.structs.replace(job, state=JobState.RUNNING))
