@@ -10,7 +10,7 @@ thawed: then it runs on as if nothing had been.
 
 | killed | leaves | put right by recover |
 | --- | --- | --- |
-| between 1 and 7 | ``pausing``, frozen or held by criu, an image, a manifest | criu gives up; thawed, all removed |
+| between 1 and 7 | ``pausing``, frozen or held by criu, an image, a manifest | criu gives up; as before, all removed |
 | between 7 and 8 | ``paused`` with frozen processes | criu ends its work; they are killed |
 | host lost between 1 and 7 | ``pausing`` without processes | ``failed``, the upper is kept |
 """
@@ -18,8 +18,10 @@ thawed: then it runs on as if nothing had been.
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -83,7 +85,7 @@ class _Asked(NamedTuple):
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
     """Steps 1 to 7."""
-    root.put(msgspec.structs.replace(job, state=JobState.PAUSING))
+    root.put(msgspec.structs.replace(job, state=JobState.PAUSING, frozen=job.state is JobState.FROZEN))
     if state is not msgspec.UNSET:
         job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
     if mode == "filesystem":
@@ -143,7 +145,7 @@ def _keep(root: Root, job: Job, snapshot: Snapshot) -> Snapshot:
     with step("pause.seal", job=job.id):
         layers.seal(root.layer(snapshot.layers[-1]), snapshot)
     with step("pause.flush", job=job.id):
-        _flush(root)
+        _flush(root, job)
     with step("pause.commit", job=job.id):
         _commit(root, job, snapshot)
     return snapshot
@@ -153,12 +155,18 @@ def undo(root: Root, job: Job) -> bool:
     """Back to how the job was, running or frozen, before a pause that didn't come to its commit; whether it hadn't."""
     if root.catalog.job_with(job.id).state is not JobState.PAUSING:
         return False
-    if job.upper is not None:
-        layers.unseal(root.layer(job.upper))
-        dump.forget(root, job)
-    if job.state is JobState.RUNNING:
+    try:
+        if job.upper is not None:
+            dump.forget(root, job)
+            layers.unseal(root.layer(job.upper))
+    except OSError as error:
+        raise from_os(error, "undo the pause") from error
+    finally:  # whatever becomes of the disk
         with contextlib.suppress(SeracError):  # its group is gone when the job ended in the middle
-            cgroup.thaw(root.group_of(job))
+            if job.state is JobState.FROZEN:  # it runs, for a moment, while its clients are sent away
+                cgroup.freeze(root.group_of(job), timeout=root.timeout)
+            else:
+                cgroup.thaw(root.group_of(job))
     root.put(job)
     return True
 
@@ -207,10 +215,18 @@ def _snapshot(root: Root, job: Job, context: Context, *, due: bool, reason: str 
     )
 
 
-def _flush(root: Root) -> None:
+def _flush(root: Root, job: Job) -> None:
+    """The disk tells only once that it has lost something, and perhaps told the pause of another job; the job's overlay
+    remembers it for as long as it is mounted."""
     try:
         syncfs(root.layers)
+        syncfs(Path(f"/proc/{processes.recall(root, job).pid}/root"))
     except OSError as error:
+        if error.errno == errno.EIO:
+            raise SeracError(
+                "the disk has lost what was written since the job was begun or resumed",
+                hint="the kernel's log says why; `serac cp` copies out of the job what can still be read",
+            ) from error
         raise from_os(error, "flush layer") from error
 
 
