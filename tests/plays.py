@@ -200,11 +200,15 @@ def again(engine: Engine, scene: Scene, *, down: bool) -> None:
     assert invariants.broken(engine) == []
 
 
-def call(engine: Engine, scene: Scene) -> None:
+def call_once(engine: Engine, verb: str) -> None:
     names: dict[str, object] = {}
     exec(PREAMBLE, names)
+    exec(verb, {**names, "engine": engine})
+
+
+def call(engine: Engine, scene: Scene) -> None:
     try:
-        exec(scene.call, {**names, "engine": engine})
+        call_once(engine, scene.call)
     except SeracError as error:
         if scene.done is None or not isinstance(error, scene.done):
             raise
@@ -253,6 +257,7 @@ def sweep(places: Iterable[str], act: Callable[[str], object]) -> None:
             act(place)
         except Exception as error:
             failures.append(f"{place}: {''.join(traceback.format_exception(error, limit=-4))}")
+            open("/tmp/faults-live.log", "a").write(failures[-1])
     if failures:
         pytest.fail("\n".join(failures), pytrace=False)
 

@@ -13,10 +13,25 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import invariants
 import pytest
-from plays import Cut, called, chosen, disk_of, disk_of_its_own, play, prepare, reboot, stage, sweep
-from roots import configure, empty, inside, shell
-from scenes import SCENES, Scene
+from plays import (
+    Cut,
+    call_once,
+    called,
+    chosen,
+    disk_of,
+    disk_of_its_own,
+    kept_by_an_ended,
+    mount,
+    play,
+    prepare,
+    reboot,
+    stage,
+    sweep,
+)
+from roots import configure, empty, inside, shell, wait_for
+from scenes import LIVES, SCENES, Scene, job
 
 from engine import Engine, JobState
 from engine.base import DirSource
@@ -31,8 +46,8 @@ BLOCK = 4096
 LEAVES = (*range(12), 14, 17, 20, 24, 30, 37, 46, 58, 73, 100, 150, 250, 400, 700, 1200, 2000, 4000)
 """blocks that are left of a disk"""
 CALLS = (
-    "chmod,chown,fallocate,fchmod,fchmodat,fchown,fdatasync,flock,fsetxattr,fsync,ftruncate,getdents64,link,linkat,"
-    "lsetxattr,mkdir,mkdirat,pread64,pwrite64,rename,renameat,rmdir,sendfile,setxattr,syncfs,unlink,unlinkat,utimensat,"
+    "chmod,chown,fallocate,fchmod,fchmodat,fchown,fdatasync,fsetxattr,fsync,ftruncate,link,linkat,"
+    "lsetxattr,mkdir,mkdirat,pwrite64,rename,renameat,rmdir,sendfile,setxattr,syncfs,unlink,unlinkat,utimensat,"
     "write"
 )
 FLUSHES = ("fdatasync", "fsync", "syncfs")
@@ -74,12 +89,6 @@ def on_a_full_disk(tree: Path, stage: Path, name: str, blocks: int) -> bool:
     said = play(tree, stage, SCENES[name], full(blocks))
     assert said is None or said.startswith("NoSpace"), said
     return said is None
-
-
-@pytest.mark.parametrize("name", SCENES)
-def test_a_full_disk(small_tree: Path, stage: Path, name: str) -> None:
-    places = chosen(f"full {name}", [str(blocks) for blocks in LEAVES[:FULL_SAMPLE]], one_in=FULL_SAMPLE)
-    sweep(places, lambda blocks: on_a_full_disk(small_tree, stage, name, int(blocks)))
 
 
 @pytest.mark.slow
@@ -136,9 +145,11 @@ def on_a_failing_disk(tree: Path, stage: Path, name: str, place: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_a_failing_disk(small_tree: Path, stage: Path, name: str) -> None:
-    places = chosen(f"failing {name}", calls_of(small_tree, stage, name), one_in=FAILING_SAMPLE)
-    sweep(places, lambda place: on_a_failing_disk(small_tree, stage, name, place))
+def test_a_disk_that_is_full_or_fails(small_tree: Path, stage: Path, name: str) -> None:
+    full = chosen(f"full {name}", [str(blocks) for blocks in LEAVES[:FULL_SAMPLE]], one_in=FULL_SAMPLE)
+    sweep(full, lambda blocks: on_a_full_disk(small_tree, stage, name, int(blocks)))
+    failing = chosen(f"failing {name}", calls_of(small_tree, stage, name), one_in=FAILING_SAMPLE)
+    sweep(failing, lambda place: on_a_failing_disk(small_tree, stage, name, place))
 
 
 @pytest.mark.slow
@@ -220,3 +231,69 @@ def test_what_a_disk_has_lost_is_never_paused(small_tree: Path, tmp_path: Path, 
             engine.pause("a", mode=mode)
         engine.run(shell("sleep 1000", name="c"))
         assert engine.pause("c", mode=mode).mode == mode
+
+
+# a disk that can't be written any more
+
+VERBS = (
+    "engine.run(JobSpec(base='small', name='c'))",
+    "engine.pause('a', mode='filesystem')",
+    "engine.pause('a', mode='process')",
+    "engine.snapshot_take('a')",
+    "engine.freeze('a')",
+    "engine.resume('b')",
+    "engine.resume('b', mode='filesystem')",
+    "engine.fork(engine.job('b').snapshot, name='c')",
+    "engine.snapshot_pin(engine.job('b').snapshot)",
+    "engine.snapshot_archive(engine.job('b').snapshot)",
+    "engine.base_build('other', DirSource(path=Path(os.environ['TREE'])))",
+    "engine.remove('b')",
+)
+
+
+def turn_read_only(engine: Engine) -> None:
+    """As after an error that the kernel met."""
+    path = disk_of(engine)
+    subprocess.run(["mount", "-o", "remount,errors=remount-ro", path / "mount"], check=True)
+    listed = ["losetup", "--noheadings", "--output", "NAME", "--associated", path / "disk"]
+    device = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.strip()
+    Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+
+
+def test_a_disk_that_has_become_read_only(small_tree: Path, stage: Path) -> None:
+    stage.mkdir()
+    with disk_of_its_own(small_tree) as engine:
+        engine.run(shell(LIVES, name="b"))
+        wait_for(lambda: inside(engine, "b", "cat /sum 2>/dev/null"))
+        snapshot = engine.snapshot(engine.pause("b", mode="process").snapshot)
+        job(engine)
+        running = engine.job("a").id
+        turn_read_only(engine)
+        for call in VERBS:
+            for who in ("the engine", "another"):
+                with pytest.raises(SeracError):
+                    call_once(engine, call) if who == "the engine" else by_another(engine, call)
+                assert events(engine, running) == "populated 1\nfrozen 0\n", (call, who)
+        engine.close()
+        reboot(engine)
+        subprocess.run(["umount", disk_of(engine) / "mount"], check=True)
+        checked = subprocess.run(["e2fsck", "-fy", disk_of(engine) / "disk"], check=False, capture_output=True)
+        assert checked.returncode <= 1  # errors were corrected
+        mount(disk_of(engine))
+        with Engine(engine.config.root, timeout=30) as after:
+            assert after.job("a").state is JobState.FAILED
+            assert after.snapshots() == [snapshot]
+            assert invariants.broken(after) == []
+            kept_by_an_ended(after)
+            assert after.resume("b").mode == "process"
+            assert inside(after, "b", "md5sum -c /sum; wc -l < /lives") == "/kept: OK\n1\n"
+
+
+def by_another(engine: Engine, call: str) -> None:
+    with Engine(engine.config.root, timeout=30) as other:
+        call_once(other, call)
+
+
+def events(engine: Engine, job_id: str) -> str:
+    """Of a job's control group."""
+    return next(Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}/{job_id}/cgroup.events")).read_text()

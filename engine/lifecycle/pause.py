@@ -210,9 +210,15 @@ def _snapshot(root: Root, job: Job, context: Context, *, due: bool, reason: str 
         reason=reason,
         labels=context.labels,
         parent=job.snapshot or job.forked_from,
-        created=now(),
+        created=_moment(root, job),
         due=due,
     )
+
+
+def _moment(root: Root, job: Job) -> float:
+    """Now; but later than the job's other snapshots, whatever has become of the clock."""
+    others = (entry.created for entry in root.catalog.snapshots(naming=job.id) if entry.job == job.id)
+    return max(now(), round(max(others, default=0.0) + 0.001, 3))
 
 
 def _flush(root: Root, job: Job) -> None:

@@ -5,6 +5,7 @@ Also freeze and thaw: the whole job stands still in memory and goes on, in a mil
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import msgspec
@@ -46,15 +47,26 @@ def freeze(root: Root, job: Job) -> Job:
     if job.state is JobState.FROZEN:
         return job
     require(job, JobState.RUNNING, verb="freeze")
-    with step("freeze.freeze", job=job.id):
-        cgroup.freeze(root.group_of(job), timeout=root.timeout)
-    with step("freeze.commit", job=job.id):
-        return root.put(msgspec.structs.replace(job, state=JobState.FROZEN))
+    group = root.group_of(job)
+    with contextlib.ExitStack() as undo:
+        undo.callback(cgroup.thaw, group)
+        with step("freeze.freeze", job=job.id):
+            cgroup.freeze(group, timeout=root.timeout)
+        with step("freeze.commit", job=job.id):
+            frozen = root.put(msgspec.structs.replace(job, state=JobState.FROZEN))
+        undo.pop_all()
+    return frozen
 
 
 def thaw(root: Root, job: Job) -> Job:
     require(job, *LIVE, verb="thaw")  # a running one too: a freeze that was killed may have left it standing
-    with step("thaw.thaw", job=job.id):
-        cgroup.thaw(root.group_of(job))
-    with step("thaw.commit", job=job.id):
-        return root.put(msgspec.structs.replace(job, state=JobState.RUNNING))
+    group = root.group_of(job)
+    with contextlib.ExitStack() as undo:
+        if job.state is JobState.FROZEN:
+            undo.callback(cgroup.freeze, group, timeout=root.timeout)
+        with step("thaw.thaw", job=job.id):
+            cgroup.thaw(group)
+        with step("thaw.commit", job=job.id):
+            running = root.put(msgspec.structs.replace(job, state=JobState.RUNNING))
+        undo.pop_all()
+    return running
