@@ -4,6 +4,9 @@
 lives or is held of the host is taken down; 3 the bytes go. Killed after 1: directories that the catalog doesn't know
 and a marker in tmp/, put right by the sweep.
 
+A snapshot: 1 COMMIT: its row goes, with those of layers that nothing else needs; 2 the bytes go. Killed between them:
+the same.
+
 Other snapshots that came from the job stay, and so do the layers that they or forks need.
 """
 

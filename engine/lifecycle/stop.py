@@ -1,7 +1,9 @@
 """stop: TERM to the job's init, which passes it on; after the grace KILL to the whole control group.
 
 COMMIT is the settling of the ended job; killed before it: the job has ended or runs on, and the next look tells.
-Also freeze and thaw: the whole job stands still in memory and goes on, in a millisecond."""
+Also freeze and thaw: the whole job stands still in memory and goes on, in a millisecond. COMMIT is the row, and where
+it can't be written the job goes on, or stands still, as before; killed between, it stands still or goes on already, and
+the verb called again, or a thaw, puts that right."""
 
 from __future__ import annotations
 
