@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from engine.errors import BadRoot, Busy, Damaged, NameTaken, NoSpace, NotFound
+from engine.errors import BadRoot, Busy, Damaged, NameTaken, NoSpace, NotFound, SeracError
 from engine.model import Base, Job, Layer, Snapshot, Value
 
 VERSION = 1
@@ -312,17 +312,34 @@ def _encode(document: Value) -> bytes:
     return msgspec.json.encode(document)
 
 
+_MAPPED = 32 << 10
+"""bytes of the catalog's index"""
+_ROOM = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+"""what SQLite also says when it has no room for the two files that it makes beside the catalog"""
+
+
+def _full(path: Path) -> bool:
+    """Whether the disk has no room for them."""
+    with contextlib.suppress(OSError):
+        room = os.statvfs(path.parent)
+        return room.f_bavail * room.f_frsize < _MAPPED or not room.f_favail
+    return False
+
+
 @contextlib.contextmanager
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
         message = f"{path}: {error}"
-        if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+        kind = error.sqlite_errorcode & 0xFF
+        if kind == sqlite3.SQLITE_FULL or (kind in _ROOM and _full(path)):
             raise NoSpace(message) from error
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if kind == sqlite3.SQLITE_IOERR:
+            raise SeracError(message, hint="its disk fails: the kernel's log says how") from error
+        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise Busy(message) from error
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
             raise BadRoot(message, hint="the root directory must be writable") from error
         raise Damaged(message, hint="is it a serac root, and writable?") from error
     except (sqlite3.DatabaseError, msgspec.DecodeError) as error:

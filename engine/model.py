@@ -238,6 +238,8 @@ class Job(Value, frozen=True, kw_only=True):
     """the snapshot it was last paused to, or is being resumed from"""
     pending: tuple[SessionSpec, ...] = ()
     """sessions that a resume has still to start; not empty only between its commit and its end"""
+    frozen: bool = False
+    """while it is ``pausing``: that it was frozen before"""
     loading: Loading | None = None
     """after a lazy resume, until it was seen that all memory is in; with ``failed``, it never came"""
     address: Address | None = None

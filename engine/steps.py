@@ -10,6 +10,7 @@ handler that exports them: ``step``, ``job`` (id, or empty), ``ms`` and ``outcom
 that is done is logged as DEBUG, one that failed as INFO. `engine.journal` does the same for whole verbs.
 
 ``SERAC_FAULT=pause.seal:before`` (or ``:after``) kills the process with SIGKILL at that place: the crash tests' hook.
+``archive.write:before*2`` is the second time that it comes there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from engine import counters
@@ -82,6 +84,12 @@ def _since(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
 
 
+_passed: Counter[str] = Counter()
+
+
 def _fault(name: str, place: str) -> None:
-    if os.environ.get("SERAC_FAULT") == f"{name}:{place}":
-        os.kill(os.getpid(), signal.SIGKILL)
+    wanted, _, times = os.environ.get("SERAC_FAULT", "").partition("*")
+    if wanted == f"{name}:{place}":
+        _passed[wanted] += 1
+        if _passed[wanted] >= int(times or 1):
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -19,7 +19,7 @@ from engine.lifecycle import processes
 
 def killed(engine: Engine, verb: str, place: str) -> None:
     """Call a verb in an engine of its own that is killed at ``place``."""
-    script = f"import sys; from engine import Engine\nwith Engine(sys.argv[1], timeout=30) as engine: {verb}"
+    script = f"import sys; from engine import Engine, JobSpec\nwith Engine(sys.argv[1], timeout=30) as engine: {verb}"
     command = [sys.executable, "-c", script, os.fspath(engine.config.root)]
     done = subprocess.run(command, env={**os.environ, "SERAC_FAULT": place}, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL

@@ -93,8 +93,8 @@ def test_every_verb_that_changes_something_is_told_once(engine: Engine, small_tr
     verbs = [event for event in told if not event.kind.startswith("collect.")]
     assert [event.kind for event in verbs] == [
         "base.build", "base.remove", "exited", "base.profile", "run", "freeze", "thaw", "snapshot.take", "fork",
-        "pause", "snapshot.pin", "resume", "snapshot.archive", "snapshot.export", "snapshot.flatten", "stop", "remove", "snapshot.remove",
-        "snapshot.import", "collect",
+        "pause", "snapshot.pin", "resume", "snapshot.archive", "snapshot.export", "snapshot.flatten", "stop",
+        "remove", "snapshot.remove", "snapshot.import", "collect",
     ]  # fmt: skip
     assert {event.kind for event in verbs} == {*TOLD.values(), "exited"}
     assert {event.outcome for event in told} == {"ok"}

@@ -12,7 +12,7 @@ import pytest
 from commands import Command, serac
 from remains import killed
 from roots import inside, shell, wait_for
-from worlds import checked, killed_repair, lose_catalog, rows, whole, world
+from worlds import REBUILDING, checked, killed_repair, lose_catalog, rows, whole, world
 
 from engine import Engine, JobState
 from engine.errors import Damaged, NotFound
@@ -102,7 +102,7 @@ def test_names_of_bases_come_back(engine: Engine, small_tree: Path, tmp_path: Pa
     assert engine.base("moves").names == ("moves",)
 
 
-@pytest.mark.parametrize("step", ["rebuild.write", "rebuild.aside", "rebuild.commit", "rebuild.lost"])
+@pytest.mark.parametrize("step", REBUILDING)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_repair_that_is_killed_is_done_again(engine: Engine, step: str, when: str) -> None:
     engine.run(shell("sleep 1000", name="a"))

@@ -63,6 +63,10 @@ def rows(engine: Engine) -> dict[str, Any]:
     }
 
 
+REBUILDING = ("rebuild.write", "rebuild.aside", "rebuild.commit", "rebuild.lost")
+"""steps that no engine can be opened after, but a repair"""
+
+
 def lose_catalog(root: Path) -> None:
     for file in root.glob("catalog.sqlite*"):
         file.unlink()

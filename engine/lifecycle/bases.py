@@ -172,7 +172,8 @@ def remove(root: Root, ref: str) -> None:
     root.give_way()
     with root.intent(f"rm-{found.digest[:12]}") as intent, _held(root, found.digest):
         try:
-            stays = _forget(root, ref, found.digest)
+            with step("base.forget"):
+                stays = _forget(root, ref, found.digest)
         except InUse:
             intent.undone()
             raise

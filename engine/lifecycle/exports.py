@@ -22,6 +22,7 @@ from engine.lifecycle import archiving, oci_export, podman_export, run
 from engine.lifecycle.archiving import Progress
 from engine.lifecycle.root import Root
 from engine.model import Format, Snapshot
+from engine.steps import step
 
 
 def export(
@@ -49,7 +50,9 @@ def export(
         what = "the base isn't in a checkpoint archive" if with_base else f"no format {format!r}"
         raise InvalidInput(what, hint=f"formats: {', '.join(get_args(Format))}")
     with _translated(root, snapshot), contextlib.ExitStack() as stack:
-        write(out=stack.enter_context(written(target)) if isinstance(target, str) else target)
+        out = stack.enter_context(written(target)) if isinstance(target, str) else target
+        with step("export.write"):
+            write(out=out)
     return snapshot
 
 
@@ -125,7 +128,8 @@ def _aside(target: str) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.rename(name, target)
+        with step("export.place"):
+            os.rename(name, target)
     except BaseException:
         os.unlink(name)
         raise

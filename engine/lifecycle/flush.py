@@ -7,22 +7,35 @@ before 2: the next one does it again. A snapshot that bears another boot's id ma
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import msgspec
 
-from engine.errors import Damaged, NotFound, from_os
+from engine.errors import Damaged, NotFound, SeracError, from_os
 from engine.kernel import process
 from engine.kernel.filesystem import syncfs
-from engine.lifecycle import records
+from engine.lifecycle import processes, records
 from engine.lifecycle.root import Root
-from engine.model import Snapshot
+from engine.model import Job, Snapshot
 from engine.steps import step
 
 
-def through(root: Root) -> None:
-    """All that was written in the root so far is on the device when this returns. Raises NoSpace and the like."""
+def through(root: Root, *, job: Job | None = None) -> None:
+    """All that was written in the root so far is on the device when this returns. Raises NoSpace and the like.
+
+    ``job``: whose layer must be. The disk tells only once that it has lost something, and perhaps told the pause of
+    another job; the job's overlay remembers it for as long as it is mounted."""
     try:
         syncfs(root.layers)
+        if job is not None:
+            syncfs(Path(f"/proc/{processes.recall(root, job).pid}/root"))
     except OSError as error:
+        if error.errno == errno.EIO:
+            raise SeracError(
+                "the disk has lost what was written since the job was begun or resumed",
+                hint="the kernel's log says why; `serac cp` copies out of the job what can still be read",
+            ) from error
         raise from_os(error, "flush layer") from error
 
 

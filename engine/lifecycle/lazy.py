@@ -41,6 +41,7 @@ from engine.errors import CannotRestore, HostLacks, InvalidInput, NotFound, Wron
 from engine.kernel import userfaultfd
 from engine.lifecycle.root import Root
 from engine.model import Job, Limits, Loading, Memory, Snapshot
+from engine.steps import step
 
 WORTH = 256 << 20
 """bytes of memory from which on ``auto`` is lazy: an eager resume takes a quarter of a second more then, and a lazy one
@@ -224,7 +225,7 @@ def complete(root: Root, job: Job) -> Job:
     if job.loading is None:
         return job
     with root.intent(f"loaded-{job.id}"):
-        with root.catalog.transaction() as transaction:
+        with step("loaded.commit", job=job.id), root.catalog.transaction() as transaction:
             used = _used_up(root, job, job.loading)
             whole = msgspec.structs.replace(job, loading=None, snapshot=None if used else job.snapshot)
             if used is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import msgspec
 
-from engine import session
+from engine import layers, session
 from engine.errors import ProtocolError
 from engine.lifecycle import lazy, processes
 from engine.lifecycle.root import Root, now
 from engine.model import LIVE, Job, JobState, SessionStatus
+from engine.steps import step
 
 
 def settle(root: Root, job: Job) -> Job:
@@ -17,8 +18,12 @@ def settle(root: Root, job: Job) -> Job:
     if job.state not in LIVE or processes.alive(root, job):
         return job
     why = lazy.verdict(root, job) if job.loading is not None else None
-    processes.take_down(root, job)
-    settled = root.put(_ended(root, job, why))
+    with step("settle.release", job=job.id):
+        processes.take_down(root, job)
+        if job.upper is not None:  # a resume was not finished, perhaps
+            layers.unseal(root.layer(job.upper))
+    with step("settle.commit", job=job.id):
+        settled = root.put(_ended(root, job, why))
     facts = {} if settled.status is None else {"status": settled.status}
     root.journal.add(settled.state.value, job=job.id, name=job.name, reason=settled.failure, facts=facts)
     return lazy.complete(root, settled) if why is None else settled
@@ -26,6 +31,7 @@ def settle(root: Root, job: Job) -> Job:
 
 def _ended(root: Root, job: Job, why: str | None) -> Job:
     """``why`` its memory couldn't be brought back."""
+    job = msgspec.structs.replace(job, pending=())
     if why is not None:
         failure = f"its memory could not be brought back: {why}"
         return msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now(), mounted=())

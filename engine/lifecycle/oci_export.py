@@ -21,6 +21,7 @@ from engine.lifecycle import run, trees
 from engine.lifecycle.archiving import Progress
 from engine.lifecycle.root import Root
 from engine.model import SessionSpec, Snapshot
+from engine.steps import step
 
 OWN = b".serac"
 """what serac itself puts into a job"""
@@ -38,7 +39,7 @@ def export_image(root: Root, ref: str, target: str | BinaryIO, *, progress: Prog
     snapshot = root.snapshot(ref)
     with run.reader(root, snapshot.base, snapshot.layers) as job:
         try:
-            with _made(directory) as layout:
+            with _made(directory) as layout, step("export.write"):
                 _write(root, snapshot, job.layers, layout, tag, progress)
         except OSError as error:
             raise from_os(error, "export") from error
@@ -58,8 +59,9 @@ def _made(directory: Path) -> Iterator[Path]:
     try:
         (aside / "blobs" / "sha256").mkdir(parents=True)
         yield aside
-        aside.rename(directory)
-        store.sync_directory(directory.parent)
+        with step("export.place"):
+            aside.rename(directory)
+            store.sync_directory(directory.parent)
     except BaseException:
         store.remove_tree(aside)
         raise

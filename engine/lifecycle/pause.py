@@ -10,7 +10,7 @@ thawed: then it runs on as if nothing had been.
 
 | killed | leaves | put right by recover |
 | --- | --- | --- |
-| between 1 and 7 | ``pausing``, frozen or held by criu, an image, a manifest | criu gives up; thawed, all removed |
+| between 1 and 7 | ``pausing``, frozen or held by criu, an image, a manifest | criu gives up; as before, all removed |
 | between 7 and 8 | ``paused`` with frozen processes | criu ends its work; they are killed |
 | host lost between 1 and 7 | ``pausing`` without processes | ``failed``, the upper is kept |
 """
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, get_args
 import msgspec
 
 from engine import cgroup, checkpoint, layers, session, store
-from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError
+from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
 from engine.kernel import process
 from engine.lifecycle import dump, flush, lazy, processes, sessions
 from engine.lifecycle.root import Root, now, require
@@ -94,7 +94,7 @@ class _Asked(NamedTuple):
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
     """Steps 1 to 7."""
-    root.put(msgspec.structs.replace(job, state=JobState.PAUSING))
+    root.put(msgspec.structs.replace(job, state=JobState.PAUSING, frozen=job.state is JobState.FROZEN))
     if state is not msgspec.UNSET:
         job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
     if mode == "filesystem":
@@ -111,7 +111,7 @@ def _with_files(root: Root, job: Job, *, asked: _Asked, reason: str | None) -> S
     with step("pause.freeze", job=job.id):
         cgroup.freeze(root.group_of(job), timeout=root.timeout)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(job, _look(root, job, labels=asked.labels), asked, reason=reason)
+        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), asked, reason=reason)
     return _keep(root, job, snapshot)
 
 
@@ -132,7 +132,7 @@ def _once_with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
     with step("pause.freeze", job=job.id):
         _still(root, job)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(job, _look(root, job, labels=asked.labels), asked, reason=None)
+        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), asked, reason=None)
     with dump.dumped(root, job) as image:
         return _keep(root, job, msgspec.structs.replace(snapshot, mode="process", image=image))
 
@@ -155,7 +155,7 @@ def _keep(root: Root, job: Job, snapshot: Snapshot) -> Snapshot:
         layers.seal(root.layer(snapshot.layers[-1]), snapshot)
     if snapshot.unflushed is None:
         with step("pause.flush", job=job.id):
-            flush.through(root)
+            flush.through(root, job=job)
     with step("pause.commit", job=job.id):
         _commit(root, job, snapshot)
     return snapshot
@@ -165,12 +165,18 @@ def undo(root: Root, job: Job) -> bool:
     """Back to how the job was, running or frozen, before a pause that didn't come to its commit; whether it hadn't."""
     if root.catalog.job_with(job.id).state is not JobState.PAUSING:
         return False
-    if job.upper is not None:
-        layers.unseal(root.layer(job.upper))
-        dump.forget(root, job)
-    if job.state is JobState.RUNNING:
+    try:
+        if job.upper is not None:
+            dump.forget(root, job)
+            layers.unseal(root.layer(job.upper))
+    except OSError as error:
+        raise from_os(error, "undo the pause") from error
+    finally:  # whatever becomes of the disk
         with contextlib.suppress(SeracError):  # its group is gone when the job ended in the middle
-            cgroup.thaw(root.group_of(job))
+            if job.state is JobState.FROZEN:  # it runs, for a moment, while its clients are sent away
+                cgroup.freeze(root.group_of(job), timeout=root.timeout)
+            else:
+                cgroup.thaw(root.group_of(job))
     root.put(job)
     return True
 
@@ -201,9 +207,9 @@ def _directories(group: cgroup.Group, terminals: Mapping[int, int]) -> dict[int,
     return found
 
 
-def _snapshot(job: Job, context: Context, asked: _Asked, *, reason: str | None) -> Snapshot:
+def _snapshot(root: Root, job: Job, context: Context, asked: _Asked, *, reason: str | None) -> Snapshot:
     assert job.upper is not None
-    created = now()
+    created = _moment(root, job)
     return Snapshot(
         id=store.new_id(),
         job=job.id,
@@ -220,6 +226,12 @@ def _snapshot(job: Job, context: Context, asked: _Asked, *, reason: str | None) 
         unflushed=process.boot_id() if asked.fast else None,
         expires=None if asked.ttl is None else created + asked.ttl,
     )
+
+
+def _moment(root: Root, job: Job) -> float:
+    """Now; but later than the job's other snapshots, whatever has become of the clock."""
+    others = (entry.created for entry in root.catalog.snapshots(naming=job.id) if entry.job == job.id)
+    return max(now(), round(max(others, default=0.0) + 0.001, 3))
 
 
 def _commit(root: Root, job: Job, snapshot: Snapshot) -> None:

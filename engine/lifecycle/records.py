@@ -6,9 +6,9 @@
     layers/<id>/layer.json       the layer, where its image is all there is of it
     jobs/<id>/job.json           the job, as it was when it began to run on its newest upper
 
-They are written before the row that they go with, for the catalog may lag behind the disk and never lead it. Nothing
-reads them as long as there is a catalog, so they hold no more than what can't be told otherwise: a job's state is told
-by its processes, and by whether its upper is sealed.
+They are written before the row that they go with, for the catalog may lag behind the disk and never lead it, and
+flushed, but for a job's, without which nothing is lost. Nothing reads them as long as there is a catalog, so they hold no more
+than what can't be told otherwise: a job's state is told by its processes, and by whether its upper is sealed.
 """
 
 from __future__ import annotations
@@ -33,11 +33,16 @@ def keep_job(root: Places, job: Job) -> None:
 
 
 def keep_layer(root: Places, layer: Layer) -> None:
-    _keep(root.layer(layer.id) / "layer.json", layer)
+    path = root.layer(layer.id) / "layer.json"
+    _keep(path, layer)
+    _flush(path)
 
 
 def keep_snapshot(root: Places, snapshot: Snapshot) -> None:
-    layers.seal(root.layer(snapshot.layers[-1]), snapshot)
+    """Of one that is there already; the pause that makes it flushes all at once."""
+    directory = root.layer(snapshot.layers[-1])
+    layers.seal(directory, snapshot)
+    _flush(directory / "snapshot.json")
 
 
 def keep_bases(root: Root) -> None:
@@ -46,6 +51,7 @@ def keep_bases(root: Root) -> None:
         path = root.bases / base.digest / "base.json"
         if path.parent.is_dir() and _read(path, Base, []) != base:
             _keep(path, base)
+            _flush(path)
 
 
 def _keep(path: Path, record: Value) -> None:
@@ -53,6 +59,14 @@ def _keep(path: Path, record: Value) -> None:
         store.write_aside(path, msgspec.json.encode(record))
     except OSError as error:
         raise from_os(error, f"write {path.name}") from error
+
+
+def _flush(path: Path) -> None:
+    try:
+        store.sync_file(path)
+        store.sync_directory(path.parent)
+    except OSError as error:
+        raise from_os(error, f"flush {path.name}") from error
 
 
 class Found(NamedTuple):

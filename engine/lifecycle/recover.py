@@ -65,6 +65,7 @@ def recover(root: Root) -> None:
     for job in root.catalog.jobs_in(*PASSING, JobState.RUNNING):
         if job.state in PASSING or job.pending or job.loading:
             look(root, job)
+    root.removed()  # which would look as if somebody was at work
     with store.sweeping(root.tmp) as found:
         if found.markers:
             with root.journal.telling("recover.sweep") as event, step("recover.sweep"):
@@ -114,7 +115,8 @@ def _mend_passing(root: Root, job: Job) -> Job | None:
         return None
     criu.settle(root, job, committed=False)
     if job.state is JobState.PAUSING:
-        pause.undo(root, msgspec.structs.replace(job, state=JobState.RUNNING))
+        before = JobState.FROZEN if job.frozen else JobState.RUNNING
+        pause.undo(root, msgspec.structs.replace(job, state=before, frozen=False))
     else:
         resume.undo(root, job.id)
     return root.catalog.job_with(job.id)

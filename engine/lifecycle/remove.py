@@ -4,6 +4,9 @@
 lives or is held of the host is taken down; 3 the bytes go. Killed after 1: directories that the catalog doesn't know
 and a marker in tmp/, put right by the sweep.
 
+A snapshot: 1 COMMIT: its row goes, with those of layers that nothing else needs; 2 the bytes go. Killed between them:
+the same.
+
 Other snapshots that came from the job stay, and so do the layers that they or forks need.
 """
 
@@ -81,11 +84,13 @@ def remove_snapshot(root: Root, ref: str, *, pinned: bool = True) -> None:
     root.give_way()
     with root.intent(f"rm-{snapshot.id}") as intent:
         try:
-            gone = _forget_snapshot(root, snapshot.id, pinned=pinned)
+            with step("remove.snapshot"):
+                gone = _forget_snapshot(root, snapshot.id, pinned=pinned)
         except (InUse, Busy):
             intent.undone()
             raise
-        gone.remove(root)
+        with step("remove.layers"):
+            gone.remove(root)
 
 
 def _forget_snapshot(root: Root, snapshot_id: str, *, pinned: bool) -> Gone:

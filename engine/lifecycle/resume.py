@@ -110,7 +110,7 @@ def _again(root: Root, job: Job) -> Job:
     if job.state is not JobState.FAILED or job.loading is None:
         return job
     snapshot = root.catalog.snapshot(job.loading.snapshot)
-    with root.intent(f"again-{job.id}"):
+    with root.intent(f"again-{job.id}"), step("resume.again", job=job.id):
         _put_paused(root, msgspec.structs.replace(job, failure=None, ended=None), snapshot)
     return root.catalog.job_with(job.id)
 
@@ -225,10 +225,11 @@ def finish(root: Root, running: Job) -> dict[int, str]:
             _revert(root, running)
             raise
         root.put(msgspec.structs.replace(running, pending=()))
-    directory = root.layer(processes.upper(running))
-    layers.unseal(directory)
-    layers.drop_remaps(directory)
-    root.discard(layers.image(directory))
+    with step("resume.finish", job=running.id):
+        directory = root.layer(processes.upper(running))
+        layers.unseal(directory)
+        layers.drop_remaps(directory)
+        root.discard(layers.image(directory))
     return missing
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from engine import cgroup, store
 from engine.catalog import Catalog
 from engine.config import Config
-from engine.errors import Damaged, InvalidInput, NotFound, NotPrivileged, SeracError, WrongState, from_os
+from engine.errors import Damaged, InvalidInput, NoSpace, NotFound, NotPrivileged, SeracError, WrongState, from_os
 from engine.journal import Journal, about
 from engine.model import Job, JobState, Limits, Snapshot
 
 log = logging.getLogger("serac")
 
-BALLAST = 1 << 20
-"""bytes that a removal can have on a full disk: enough for the catalog's log"""
+BALLAST, OPENING = 1 << 20, 128 << 10
+"""bytes that a removal can have on a full disk, enough for the catalog's log; and of these what opening the catalog can
+have"""
 
 
 class Places:
@@ -69,12 +70,23 @@ class Root(Places):
         self._make()
         try:
             self._refuse_without_catalog()
-            self.catalog = Catalog(self.catalog_file)
+            self.catalog = self._open_catalog()
         except SeracError:
             self._leave_run()
             raise
         if not (config.root / "ballast").exists():
             self._keep_room()
+
+    def _open_catalog(self) -> Catalog:
+        """SQLite makes two files beside it when nobody else has it open. A full disk has room for them again, or nobody
+        could remove anything."""
+        path, ballast = self.config.root / "catalog.sqlite", self.config.root / "ballast"
+        try:
+            return Catalog(path)
+        except NoSpace:
+            with contextlib.suppress(OSError):
+                os.truncate(ballast, max(0, ballast.stat().st_size - OPENING))
+            return Catalog(path)
 
     def _make(self) -> None:
         places = (self.bases, self.images, self.layers, self.jobs, self.tmp, self.mounts, self.run_jobs)
@@ -100,8 +112,7 @@ class Root(Places):
 
     def close(self) -> None:
         """The run directory goes too, unless a base is mounted or a job has something in it."""
-        for removal in self._removals:
-            removal.join()
+        self.removed()
         self.catalog.close()
         self._leave_run()
 
@@ -115,6 +126,11 @@ class Root(Places):
             self._removals = [removal for removal in self._removals if removal.is_alive()]
             self._removals.append(threading.Thread(target=self._remove, args=(aside,)))
             self._removals[-1].start()
+
+    def removed(self) -> None:
+        """Wait until what was discarded is gone."""
+        for removal in self._removals:
+            removal.join()
 
     def _remove(self, discarded: Path) -> None:
         try:

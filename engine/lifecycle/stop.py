@@ -1,10 +1,13 @@
 """stop: TERM to the job's init, which passes it on; after the grace KILL to the whole control group.
 
 COMMIT is the settling of the ended job; killed before it: the job has ended or runs on, and the next look tells.
-Also freeze and thaw: the whole job stands still in memory and goes on, in a millisecond."""
+Also freeze and thaw: the whole job stands still in memory and goes on, in a millisecond. COMMIT is the row, and where
+it can't be written the job goes on, or stands still, as before; killed between, it stands still or goes on already, and
+the verb called again, or a thaw, puts that right."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import msgspec
@@ -27,7 +30,9 @@ def stop(root: Root, job: Job, *, grace: float | None) -> Job:
         processes.wait_init(root, job, timeout=root.config.settings.stop_grace if grace is None else grace)
     with step("stop.kill", job=job.id):
         processes.take_down(root, job)
-    return lazy.complete(root, root.put(_stopped(root, job)))
+    with step("stop.commit", job=job.id):
+        ended = root.put(_stopped(root, job))
+    return lazy.complete(root, ended)
 
 
 def _stopped(root: Root, job: Job) -> Job:
@@ -44,13 +49,26 @@ def freeze(root: Root, job: Job) -> Job:
     if job.state is JobState.FROZEN:
         return job
     require(job, JobState.RUNNING, verb="freeze")
-    with step("freeze.freeze", job=job.id):
-        cgroup.freeze(root.group_of(job), timeout=root.timeout)
-    return root.put(msgspec.structs.replace(job, state=JobState.FROZEN))
+    group = root.group_of(job)
+    with contextlib.ExitStack() as undo:
+        undo.callback(cgroup.thaw, group)
+        with step("freeze.freeze", job=job.id):
+            cgroup.freeze(group, timeout=root.timeout)
+        with step("freeze.commit", job=job.id):
+            frozen = root.put(msgspec.structs.replace(job, state=JobState.FROZEN))
+        undo.pop_all()
+    return frozen
 
 
 def thaw(root: Root, job: Job) -> Job:
     require(job, *LIVE, verb="thaw")  # a running one too: a freeze that was killed may have left it standing
-    with step("thaw.thaw", job=job.id):
-        cgroup.thaw(root.group_of(job))
-    return root.put(msgspec.structs.replace(job, state=JobState.RUNNING))
+    group = root.group_of(job)
+    with contextlib.ExitStack() as undo:
+        if job.state is JobState.FROZEN:
+            undo.callback(cgroup.freeze, group, timeout=root.timeout)
+        with step("thaw.thaw", job=job.id):
+            cgroup.thaw(group)
+        with step("thaw.commit", job=job.id):
+            running = root.put(msgspec.structs.replace(job, state=JobState.RUNNING))
+        undo.pop_all()
+    return running
