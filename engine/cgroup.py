@@ -145,6 +145,11 @@ def populated(group: Group) -> bool:
     return "populated 1" in _read(Path(group.path, "cgroup.events"))
 
 
+def standing(group: Group) -> bool:
+    """Whether the job was told to stand still."""
+    return _read(Path(group.path, "cgroup.freeze")).strip() == "1"
+
+
 def pids(group: Group) -> list[int]:
     """The job's processes, as this process sees them."""
     return [int(line) for line in _read(Path(group.path, "cgroup.procs")).split()]

@@ -230,6 +230,8 @@ class Job(Value, frozen=True, kw_only=True):
     """those that its overlay was made of, where they have been flattened since"""
     upper: str | None = None
     """the layer that the job writes, None while it is paused"""
+    frozen: bool = False
+    """while it is ``pausing``: whether it was frozen before"""
     snapshot: str | None = None
     """the snapshot it was last paused to, or is being resumed from"""
     pending: tuple[SessionSpec, ...] = ()

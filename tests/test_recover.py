@@ -174,6 +174,46 @@ def empty_of_jobs(engine: Engine) -> None:
         engine.remove(job.id, force=True)
 
 
+COUNTS = "count=0; while :; do count=$((count + 1)); echo $count > /count; sleep 0.01; done"
+
+
+def stands(engine: Engine, ref: str) -> bool:
+    """Whether no process of the job runs, seen from outside."""
+    (group,) = (Path(path) for path in leftovers.cgroups() if path.endswith(f"/{engine.job(ref).id}"))
+    return "frozen 1" in (group / "cgroup.events").read_text().splitlines()
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("verb", ["freeze", "thaw"])
+def test_a_job_stands_still_if_it_is_frozen_whoever_was_killed(
+    engine: Engine, small_tree: Path, verb: str, place: str
+) -> None:
+    engine.run(shell(COUNTS, name="a"))
+    engine.close()
+    assert killed(engine, VERBS[verb], f"{verb}.{verb}:{place}", small_tree)
+    with Engine(engine.config.root, timeout=30) as after:
+        assert stands(after, "a") == (after.job("a").state is JobState.FROZEN)
+        after.freeze("a")
+        assert stands(after, "a")
+        after.thaw("a")
+        assert not stands(after, "a")
+
+
+@pytest.mark.parametrize("mode", ["process", "filesystem"])
+@pytest.mark.parametrize("place", ["freeze:before", "freeze:after", "look:after", "seal:after", "commit:before"])
+def test_a_frozen_job_stands_still_after_a_pause_that_was_killed(
+    engine: Engine, small_tree: Path, mode: Mode, place: str
+) -> None:
+    engine.run(shell(COUNTS, name="a"))
+    engine.freeze("a")
+    engine.close()
+    assert killed(engine, f"engine.pause('a', mode='{mode}')", f"pause.{place}", small_tree)
+    with Engine(engine.config.root, timeout=30) as after:
+        assert after.job("a").state is JobState.FROZEN
+        assert stands(after, "a")
+        assert after.pause("a", mode=mode).mode == mode
+
+
 @pytest.mark.parametrize("mode", ["process", "filesystem"])
 def test_a_reboot_in_the_middle(engine: Engine, mode: Mode) -> None:
     """The run directory and every process are gone; the catalog and the bytes are there."""

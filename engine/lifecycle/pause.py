@@ -10,7 +10,7 @@ thawed: then it runs on as if nothing had been.
 
 | killed | leaves | put right by recover |
 | --- | --- | --- |
-| between 1 and 7 | ``pausing``, frozen or held by criu, an image, a manifest | criu gives up; thawed, all removed |
+| between 1 and 7 | ``pausing``, frozen or held by criu, an image, a manifest | criu gives up; as before, all removed |
 | between 7 and 8 | ``paused`` with frozen processes | criu ends its work; they are killed |
 | host lost between 1 and 7 | ``pausing`` without processes | ``failed``, the upper is kept |
 """
@@ -28,7 +28,7 @@ from engine import cgroup, checkpoint, layers, session, store
 from engine.errors import Busy, CannotCheckpoint, SeracError, from_os
 from engine.kernel import process
 from engine.kernel.filesystem import syncfs
-from engine.lifecycle import dump, lazy, processes, sessions
+from engine.lifecycle import dump, lazy, processes, sessions, stop
 from engine.lifecycle.root import Root, now, require
 from engine.model import Archiving, Context, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
@@ -83,7 +83,7 @@ class _Asked(NamedTuple):
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
     """Steps 1 to 7."""
-    root.put(msgspec.structs.replace(job, state=JobState.PAUSING))
+    root.put(msgspec.structs.replace(job, state=JobState.PAUSING, frozen=job.state is JobState.FROZEN))
     if state is not msgspec.UNSET:
         job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
     if mode == "filesystem":
@@ -150,15 +150,14 @@ def _keep(root: Root, job: Job, snapshot: Snapshot) -> Snapshot:
 
 
 def undo(root: Root, job: Job) -> bool:
-    """Back to how the job was, running or frozen, before a pause that didn't come to its commit; whether it hadn't."""
+    """Back to how ``job`` was, running or frozen, before a pause that didn't come to its commit; whether it hadn't."""
     if root.catalog.job_with(job.id).state is not JobState.PAUSING:
         return False
     if job.upper is not None:
         layers.unseal(root.layer(job.upper))
         dump.forget(root, job)
-    if job.state is JobState.RUNNING:
-        with contextlib.suppress(SeracError):  # its group is gone when the job ended in the middle
-            cgroup.thaw(root.group_of(job))
+    with contextlib.suppress(SeracError):  # its group is gone when the job ended in the middle
+        stop.place(root, job)
     root.put(job)
     return True
 

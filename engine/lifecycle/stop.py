@@ -1,7 +1,8 @@
 """stop: TERM to the job's init, which passes it on; after the grace KILL to the whole control group.
 
 COMMIT is the settling of the ended job; killed before it: the job has ended or runs on, and the next look tells.
-Also freeze and thaw: the whole job stands still in memory and goes on, in a millisecond."""
+Also freeze and thaw: the whole job stands still in memory and goes on, in a millisecond. COMMIT is the row; killed
+before it: the next look puts the job back to what the row says."""
 
 from __future__ import annotations
 
@@ -50,7 +51,15 @@ def freeze(root: Root, job: Job) -> Job:
 
 
 def thaw(root: Root, job: Job) -> Job:
-    require(job, *LIVE, verb="thaw")  # a running one too: a freeze that was killed may have left it standing
+    require(job, *LIVE, verb="thaw")
     with step("thaw.thaw", job=job.id):
         cgroup.thaw(root.group_of(job))
     return root.put(msgspec.structs.replace(job, state=JobState.RUNNING))
+
+
+def place(root: Root, job: Job) -> None:
+    """Let a live job stand still, or run, as its row says."""
+    if job.state is JobState.FROZEN:
+        cgroup.freeze(root.group_of(job), timeout=root.timeout)
+    else:
+        cgroup.thaw(root.group_of(job))
