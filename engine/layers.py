@@ -232,4 +232,6 @@ def manifest(directory: Path) -> Snapshot | None:
 
 
 def unseal(directory: Path) -> None:
-    (directory / "snapshot.json").unlink(missing_ok=True)
+    """A layer that is written is no snapshot's: the manifests go."""
+    for name in ("snapshot.json", "manifest.json"):
+        (directory / name).unlink(missing_ok=True)

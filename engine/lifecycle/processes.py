@@ -28,7 +28,7 @@ from engine.kernel import process
 from engine.launch import IO_INSIDE, LaunchSpec, ViewSpec
 from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
-from engine.model import Address, Job, Layer, SessionSpec
+from engine.model import Address, Job, JobState, Layer, SessionSpec
 from engine.steps import step
 
 RLIMITS = {"nofile": 65536, "memlock": 8 << 20, "core": 0}
@@ -155,8 +155,10 @@ def take_down(root: Root, job: Job) -> None:
     cgroup.remove(pages)
     if job.address is not None:
         _disconnect(root, job.address)
-    if job.upper is not None:
-        layers.drop_work(root.layer(job.upper))
+    # A pause that was killed had come to its commit, but not to this.
+    top = job.layers[-1] if job.state is JobState.PAUSED and job.layers else job.upper
+    if top is not None:
+        layers.drop_work(root.layer(top))
     mounting.let_go(root, job)
     store.remove_tree(root.run_job(job.id))  # last: while it is there, a taking down was not completed
 

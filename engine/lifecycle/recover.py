@@ -72,6 +72,7 @@ def recover(root: Root) -> None:
     for job in root.catalog.jobs_in(*PASSING, *LIVE):
         if job.state in PASSING or job.pending or job.loading or _misplaced(root, job):
             look(root, job)
+    root.await_removals()  # they keep a sweep away
     with store.sweeping(root.tmp) as found:
         if found.markers:
             with step("recover.sweep"):

@@ -64,8 +64,7 @@ class Root:
 
     def close(self) -> None:
         """The run directory goes too, unless a base is mounted or a job has something in it."""
-        for removal in self._removals:
-            removal.join()
+        self.await_removals()
         self.catalog.close()
         self._leave_run()
 
@@ -79,6 +78,10 @@ class Root:
             self._removals = [removal for removal in self._removals if removal.is_alive()]
             self._removals.append(threading.Thread(target=self._remove, args=(aside,)))
             self._removals[-1].start()
+
+    def await_removals(self) -> None:
+        for removal in self._removals:
+            removal.join()
 
     def _remove(self, discarded: Path) -> None:
         try:
