@@ -8,9 +8,11 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from remains import holders, killed, no_processes, nothing_of_a_dump, only_its_own
@@ -201,3 +203,51 @@ def test_a_criu_that_is_killed_at_any_time_of_a_dump(engine: Engine, criu: Criu,
     elif engine.job("a").state is JobState.RUNNING:
         one.goes_on()
         nothing_of_a_dump(engine, "a")
+
+
+def test_a_launcher_that_is_killed_when_criu_has_begun(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it could say so: the engine knows of no criu then, and criu doesn't die with the launcher."""
+    one = witness(engine)
+    started, report, launchers = launch._started, launch._report, list[subprocess.Popen[bytes]]()
+
+    @contextlib.contextmanager
+    def noted(verb: str, *rest: Any) -> Iterator[subprocess.Popen[bytes]]:
+        with started(verb, *rest) as process:
+            launchers.extend([process] if verb == "criu" else [])
+            yield process
+
+    def cut_off(*given: Any) -> Iterator[tuple[str, str]]:
+        for key, value in report(*given):
+            if key == "ready" and launchers:
+                launchers.pop().kill()
+                return
+            yield key, value
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_started", noted)
+        patch.setattr(launch, "_report", cut_off)
+        with pytest.raises(CannotCheckpoint):
+            engine.pause("a", mode="process")
+    assert holders(engine) == []
+    nothing_of_a_dump(engine, "a")
+    one.goes_on()
+
+
+def test_a_launcher_that_is_killed_before_a_dump_is_broken_off(engine: Engine, criu: Criu) -> None:
+    one = witness(engine)
+
+    def both() -> None:
+        os.kill(parent(criu.pid), signal.SIGKILL)
+        raise KeyboardInterrupt
+
+    criu.at, criu.instead = "pre-dump", both
+    with pytest.raises(KeyboardInterrupt):
+        engine.pause("a", mode="process")
+    criu.at = None
+    assert holders(engine) == []
+    nothing_of_a_dump(engine, "a")
+    one.goes_on()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])

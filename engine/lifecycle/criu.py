@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ def started(
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.callback(ours.close)
         if outlives:
-            stack.callback(_pidfile(root, job).unlink, missing_ok=True)
+            stack.callback(_gone, root, job)
         with theirs:
             descriptors = [theirs.fileno(), *directories]
             spec = CriuSpec(
@@ -117,6 +118,22 @@ def settle(root: Root, job: Job, *, committed: bool) -> None:
     finally:
         os.close(fd)
     path.unlink(missing_ok=True)
+
+
+def _gone(root: Root, job: Job) -> None:
+    """Kill a criu that outlives its launcher, which was killed. While it holds the lock the number is its own."""
+    path = _pidfile(root, job)
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            words = os.pread(fd, 64, 0).split()  # none yet: it dies with its launcher
+            if words and not _ended(fd):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(words[0]), signal.SIGKILL)
+            store.flock(fd, fcntl.LOCK_EX, path, patience=root.timeout)
+        finally:
+            os.close(fd)
+        path.unlink(missing_ok=True)
 
 
 def _ended(fd: int) -> bool:
