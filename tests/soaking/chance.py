@@ -26,6 +26,8 @@ def operation(state: State, chance: Random, fresh: Callable[[str], str]) -> Op:
     """One that makes sense now; rarely one that is refused."""
     while True:
         (verb,) = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        if len(state.snaps) > SNAPS_MAX and chance.random() < 0.3:
+            verb = "snapshot-rm"
         found = of_verb(verb, state, chance, fresh)
         if found is not None:
             return found

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import leftovers
 from remains import holders
+from test_background import workers
 
 from engine import Engine
 from engine import model as domain
@@ -21,8 +22,8 @@ from soaking import acts
 from soaking.acts import Child
 from soaking.world import LIVE, RUNNING, Job, Op, State, outcomes
 
-PATIENCE = 30.0
-"""seconds for what goes on by itself: removed bytes, memory that comes in"""
+PATIENCE = 60.0
+"""seconds for what goes on by itself: removed bytes, memory that comes in, work in the background"""
 
 LAST = 30
 """of what was done, lines that an error has"""
@@ -91,8 +92,17 @@ class Stage:
         self.engine.close()
         with self._told(op, place) as told:
             told.append(Child(self.root, op, fault=place).end())
+        self.ended([(op, told[0])])
+
+    def ended(self, ends: Sequence[tuple[Op, str]], *, tools: bool = False) -> None:
+        """Operations at the same time, in engines of their own, each with how it ended: ``ok``, ``killed`` or an error.
+        ``tools``: their programs were killed too."""
         self.reopen()
-        self.compare(self.allowed([(op, told[0])]), touched(op))
+        for op, end in ends:
+            if (op.verb, end) == ("stop", "killed"):  # the job may have been told to end, and would do so any moment
+                with contextlib.suppress(SeracError):
+                    self.engine.stop(op.job, grace=0)
+        self.compare(self.allowed(ends, tools=tools), sorted({name for op, _ in ends for name in touched(op)}))
 
     def reopen(self) -> None:
         """What a crash left is put right by that."""
@@ -100,8 +110,7 @@ class Stage:
         self.engine = Engine(self.root, timeout=acts.PATIENCE)
 
     def allowed(self, ends: Sequence[tuple[Op, str]], *, tools: bool = False) -> list[State]:
-        """All that may come of operations at the same time, each with how it ended: ``ok``, ``killed`` or an error.
-        ``tools``: their programs were killed too."""
+        """All that may come of operations in any order."""
         found = []
         for order in itertools.permutations(ends):
             states = [self.state]
@@ -173,6 +182,8 @@ class Stage:
 
     def _root_is_right(self) -> None:
         """What lies in the root, and what the host has of it, are what the rows speak of."""
+        if self.engine.config.settings.archive == "background":
+            self._wait("what goes on in the background ends", lambda: not workers(self.engine))
         catalog, run = self.engine._root.catalog, self.engine.config.run
         jobs = {job.id: job for job in catalog.jobs()}
         layers = {layer.id: layer for layer in catalog.layers()}
