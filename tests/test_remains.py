@@ -59,3 +59,19 @@ def test_a_sweep_waits_for_what_mending_throws_away(engine: Engine, monkeypatch:
     with Engine(engine.config.root, timeout=30):
         pass
     assert os.listdir(engine.config.root / "tmp") == []
+
+
+def test_an_image_is_unmounted_with_the_last_job_on_it(engine: Engine, tmp_path: Path) -> None:
+    """Though its row goes before the job is taken down, for no snapshot has it any more."""
+    file = os.fspath(tmp_path / "a.serac")
+    engine.run(shell("sleep 1000", name="a"))
+    engine.snapshot_export(engine.pause("a", mode="filesystem").snapshot, file)
+    engine.remove("a")
+    mounted = sorted(os.listdir(engine.config.run / "mounts"))
+    engine.collect()
+    snapshot = engine.snapshot_import(file).id
+    engine.fork(snapshot, name="b")
+    engine.snapshot_remove(snapshot)
+    assert len(os.listdir(engine.config.run / "mounts")) == len(mounted) + 1
+    engine.remove("b", force=True)
+    assert sorted(os.listdir(engine.config.run / "mounts")) == mounted
