@@ -35,7 +35,8 @@ count=0
 while read line <&3; do count=$((count + 1)); echo "$life $count" >&4; done"""
 """a process that counts in its memory what it is asked, and tells which life of it counts"""
 
-ASK = """cat /dev/shm/mark 2> /dev/null || echo; cd /agents
+ASK = """cat /dev/shm/mark 2> /dev/null || echo
+until cd /agents 2> /dev/null; do sleep 0.01; done
 for agent; do
     until [ -p ask.$agent ] && [ -p answer.$agent ]; do sleep 0.01; done
     echo > ask.$agent; read answer < answer.$agent; echo $agent $answer

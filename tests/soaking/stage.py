@@ -18,6 +18,7 @@ from test_background import workers
 from engine import Engine
 from engine import model as domain
 from engine.errors import SeracError
+from engine.lifecycle import mounting
 from soaking import acts
 from soaking.acts import Child
 from soaking.world import LIVE, RUNNING, Job, Op, State, outcomes
@@ -205,6 +206,8 @@ class Stage:
             "layers in a state that isn't theirs": set(_odd(self.root / "layers", layers.values())),
         }
         told["control groups"] ^= live
+        bases = {base.digest for base in catalog.bases()}
+        told["mounts"] = mounts(self.engine) - bases - mounting.wanted(self.engine._root, jobs.values())
         lines = [f"{kind}: {', '.join(map(str, found))}" for kind, found in told.items() if found]
         if lines:
             raise Wrong(self._story("the root isn't what its rows say", lines))
@@ -313,6 +316,11 @@ def images(engine: Engine) -> set[str]:
     named = {layer.image for layer in catalog.layers()}
     named |= {entry.image.digest for entry in catalog.snapshots() if entry.image is not None}
     return {digest for digest in named if digest is not None}
+
+
+def mounts(engine: Engine) -> set[str]:
+    """Names of what is mounted for jobs in common."""
+    return set(leftovers.names(os.fspath(engine.config.run / "mounts")))
 
 
 def _odd(place: Path, layers: Iterable[domain.Layer]) -> Iterator[str]:
