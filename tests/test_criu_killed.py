@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from witness import small_tree, witness
 from engine import Engine, JobState, launch, steps
 from engine.checkpoint import rpc
 from engine.errors import CannotCheckpoint, CannotRestore, NoSpace
+from engine.kernel import process, procfs
 
 __all__ = ["small_tree"]  # a fixture
 
@@ -251,3 +253,48 @@ def test_a_launcher_that_is_killed_before_a_dump_is_broken_off(engine: Engine, c
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def leave_one(criu: Criu) -> None:
+    """criu is killed while a process that it had made for a while, as it does, is there: that one has its files."""
+    with process.opened(criu.pid) as pidfd:
+        links = procfs.descriptors(criu.pid)
+        fd = process.descriptor(pidfd, next(number for number, link in links.items() if link.endswith("/criu.pid")))
+    subprocess.run(["setsid", "--fork", "sleep", "1000"], pass_fds=[fd], check=True)
+    os.close(fd)
+    criu.kill()
+
+
+def test_what_a_killed_criu_had_made_goes_with_it(engine: Engine, criu: Criu) -> None:
+    one = witness(engine)
+    criu.at, criu.instead = "pre-dump", partial(leave_one, criu)
+    with pytest.raises(CannotCheckpoint) as caught:
+        engine.pause("a", mode="process")
+    assert caught.value.reason == "criu-killed"
+    criu.at = None
+    nothing_of_a_dump(engine, "a")
+    one.goes_on()
+
+
+def test_what_a_killed_criu_had_made_goes_when_the_next_engine_comes(engine: Engine) -> None:
+    """The engine that had started it is gone, too."""
+    witness(engine)
+    tests = os.fspath(Path(__file__).parent)
+    script = f"sys.path.insert(0, {tests!r}); import test_criu_killed; test_criu_killed.pause_and_die(engine)"
+    killed(engine, script, "none")
+    with Engine(engine.config.root, timeout=30) as after:
+        assert after.job("a").state is JobState.RUNNING
+        nothing_of_a_dump(after, "a")
+
+
+def pause_and_die(engine: Engine) -> None:
+    """For an engine of its own."""
+    patch = pytest.MonkeyPatch()
+    criu = Criu(patch)
+
+    def both() -> None:
+        leave_one(criu)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    criu.at, criu.instead = "pre-dump", both
+    engine.pause("a", mode="process")
