@@ -44,10 +44,12 @@ def places(verb: str) -> st.SearchStrategy[str | None]:
 def stage() -> Iterator[Stage]:
     """One root for all; each run empties it."""
     directory = Path(tempfile.mkdtemp(prefix="serac-test-", dir="/var/tmp"))
-    with staged(directory) as stage:
-        yield stage
-        finish(stage)
-    shutil.rmtree(directory)
+    try:
+        with staged(directory) as stage:
+            yield stage
+            finish(stage)
+    finally:
+        shutil.rmtree(directory)
 
 
 def jobs(*states: str) -> object:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import leftovers
 import msgspec
-from remains import holders
+from roots import wait_for
+from test_background import workers
 
-from engine import Engine, JobSpec, SessionSpec
+from engine import Engine, JobSpec, SessionSpec, launch
 from engine.errors import SeracError
 from engine.lifecycle import processes
 from engine.session import Exit, Output
@@ -123,14 +126,18 @@ def copied(engine: Engine, job: str) -> dict[str, object]:
 
 def reboot(engine: Engine) -> None:
     """As after a power cut with all on the disk: the run directory and every process are gone. Close the engine."""
-    from test_recover import reboot as gone
-
-    with contextlib.suppress(FileNotFoundError):
-        gone(engine)
-    for path in Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}.pages/*/cgroup.kill"):
-        path.write_text("1")
+    for pid in workers(engine):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not workers(engine))
+    for kill in Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}*/*/cgroup.kill"):
+        kill.write_text("1")
+        wait_for(lambda events=kill.parent / "cgroup.events": "populated 0" in events.read_text())
+        kill.parent.rmdir()
+    for mount in leftovers.names(os.fspath(engine.config.run / "mounts")):
+        launch.unmount(engine.config.run / "mounts" / mount, detach=True, timeout=PATIENCE)
+    shutil.rmtree(engine.config.run, ignore_errors=True)
     assert not engine.config.run.exists()
-    assert not holders(engine)
 
 
 class Child:

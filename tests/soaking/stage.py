@@ -21,7 +21,7 @@ from engine.errors import SeracError
 from engine.lifecycle import mounting
 from soaking import acts
 from soaking.acts import Child
-from soaking.world import LIVE, RUNNING, Job, Op, State, outcomes
+from soaking.world import FAILED, LIVE, RUNNING, Job, Op, Outcome, State, ended, outcomes
 
 PATIENCE = 60.0
 """seconds for what goes on by itself: removed bytes, memory that comes in, work in the background"""
@@ -252,6 +252,9 @@ def _after(before: State, op: Op, end: str, *, tools: bool) -> list[State]:
         return [outcome.state for outcome in possible if outcome.error is None and (tools or not outcome.partly)]
     if end == "killed":
         return [before, *(outcome.state for outcome in possible if outcome.error is None)]
+    if tools and op.verb in ("pause", "take") and op.job in before.jobs:
+        # A criu that is killed just as it puts its code into a process takes that along.
+        possible = [*possible, Outcome(ended(before, op.job, FAILED), partly=True)]
     refused = [outcome.state for outcome in possible if outcome.error == end]
     return refused + ([before, *(outcome.state for outcome in possible if outcome.partly)] if tools else [])
 

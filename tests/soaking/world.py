@@ -277,12 +277,12 @@ def _freeze(state: State, op: Op) -> Iterator[State]:
 
 def _stop(state: State, op: Op) -> Iterator[Outcome]:
     if state.jobs[op.job].state in LIVE:
-        yield Outcome(_ended(state, op.job, FAILED), partly=True)
-        state = _ended(state, op.job, EXITED)
+        yield Outcome(ended(state, op.job, FAILED), partly=True)
+        state = ended(state, op.job, EXITED)
     yield Outcome(state)
 
 
-def _ended(state: State, name: str, how: str) -> State:
+def ended(state: State, name: str, how: str) -> State:
     state = copy.deepcopy(state)
     job = state.jobs[name]
     job.state, job.life = how, replace(job.life, agents={}, shm="")
@@ -290,7 +290,7 @@ def _ended(state: State, name: str, how: str) -> State:
 
 
 def _kill_init(state: State, op: Op) -> Iterator[State]:
-    yield _ended(state, op.job, FAILED)
+    yield ended(state, op.job, FAILED)
 
 
 def _rm(state: State, op: Op) -> Iterator[State]:
@@ -302,7 +302,7 @@ def _rm(state: State, op: Op) -> Iterator[State]:
 
 def _reboot(state: State, op: Op) -> Iterator[State]:
     for name in state.names(*LIVE):
-        state = _ended(state, name, FAILED)
+        state = ended(state, name, FAILED)
     yield state
 
 
