@@ -145,8 +145,9 @@ def populated(group: Group) -> bool:
     return "populated 1" in _read(Path(group.path, "cgroup.events"))
 
 
-def frozen(group: Group) -> bool:
-    return "frozen 1" in _read(Path(group.path, "cgroup.events"))
+def standing(group: Group) -> bool:
+    """Whether the job was told to stand still."""
+    return _read(Path(group.path, "cgroup.freeze")).strip() == "1"
 
 
 def pids(group: Group) -> list[int]:

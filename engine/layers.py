@@ -232,7 +232,7 @@ def manifest(directory: Path) -> Snapshot | None:
 
 
 def unseal(directory: Path) -> None:
-    """Of a layer that is written again, or that tops no snapshot any more."""
+    """Of a layer that is written again, or that tops no snapshot any more: the manifests go."""
     for name in ("snapshot.json", "manifest.json"):
         (directory / name).unlink(missing_ok=True)
 

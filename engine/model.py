@@ -234,12 +234,12 @@ class Job(Value, frozen=True, kw_only=True):
     """those that its overlay was made of, where they have been flattened since"""
     upper: str | None = None
     """the layer that the job writes, None while it is paused"""
+    frozen: bool = False
+    """while it is ``pausing``: whether it was frozen before"""
     snapshot: str | None = None
     """the snapshot it was last paused to, or is being resumed from"""
     pending: tuple[SessionSpec, ...] = ()
     """sessions that a resume has still to start; not empty only between its commit and its end"""
-    frozen: bool = False
-    """while it is ``pausing``: that it was frozen before"""
     loading: Loading | None = None
     """after a lazy resume, until it was seen that all memory is in; with ``failed``, it never came"""
     address: Address | None = None

@@ -51,7 +51,7 @@ def _documents(connection: sqlite3.Connection, table: str) -> Iterator[tuple[str
 
 def broken(engine: Engine) -> list[str]:
     """A line for each invariant that does not hold; when the engine has removed what it had taken aside."""
-    engine._root.removed()
+    engine._root.await_removals()
     root, found = engine.config.root, rows(engine.config.root)
     return [
         *_strange(root, found),

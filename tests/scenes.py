@@ -377,6 +377,9 @@ SCENES = {
     "recover-created": Scene(
         "engine.jobs()", (job, killed_at("engine.run(JobSpec(base='small', name='b'))", "run.start:after")), RUNS
     ),
+    "recover-standing": Scene(
+        "engine.jobs()", (job, killed_at("engine.freeze('a')", "freeze.freeze:after")), RUNS, None, is_in("running")
+    ),
     "recover-pausing": Scene(
         "engine.jobs()", (job, killed_at("engine.pause('a', mode='process')", "pause.seal:after")), RUNS
     ),

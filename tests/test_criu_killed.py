@@ -8,9 +8,12 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from remains import holders, killed, no_processes, nothing_of_a_dump, only_its_own
@@ -20,6 +23,7 @@ from witness import small_tree, witness
 from engine import Engine, JobState, cgroup, launch, steps
 from engine.checkpoint import rpc
 from engine.errors import CannotCheckpoint, CannotRestore, NoSpace
+from engine.kernel import process, procfs
 
 __all__ = ["small_tree"]  # a fixture
 
@@ -207,3 +211,96 @@ def test_a_criu_that_is_killed_at_any_time_of_a_dump(engine: Engine, criu: Criu,
 
 def processes_of(engine: Engine) -> list[int]:
     return cgroup.pids(engine._root.group_of(engine.job("a")))
+
+
+def test_a_launcher_that_is_killed_when_criu_has_begun(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it could say so: the engine knows of no criu then, and criu doesn't die with the launcher."""
+    one = witness(engine)
+    started, report, launchers = launch._started, launch._report, list[subprocess.Popen[bytes]]()
+
+    @contextlib.contextmanager
+    def noted(verb: str, *rest: Any) -> Iterator[subprocess.Popen[bytes]]:
+        with started(verb, *rest) as process:
+            launchers.extend([process] if verb == "criu" else [])
+            yield process
+
+    def cut_off(*given: Any) -> Iterator[tuple[str, str]]:
+        for key, value in report(*given):
+            if key == "ready" and launchers:
+                launchers.pop().kill()
+                return
+            yield key, value
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_started", noted)
+        patch.setattr(launch, "_report", cut_off)
+        with pytest.raises(CannotCheckpoint):
+            engine.pause("a", mode="process")
+    assert holders(engine) == []
+    nothing_of_a_dump(engine, "a")
+    one.goes_on()
+
+
+def test_a_launcher_that_is_killed_before_a_dump_is_broken_off(engine: Engine, criu: Criu) -> None:
+    one = witness(engine)
+
+    def both() -> None:
+        os.kill(parent(criu.pid), signal.SIGKILL)
+        raise KeyboardInterrupt
+
+    criu.at, criu.instead = "pre-dump", both
+    with pytest.raises(KeyboardInterrupt):
+        engine.pause("a", mode="process")
+    criu.at = None
+    assert holders(engine) == []
+    nothing_of_a_dump(engine, "a")
+    one.goes_on()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def leave_one(criu: Criu) -> None:
+    """criu is killed while a process that it had made for a while, as it does, is there: that one has its files."""
+    with process.opened(criu.pid) as pidfd:
+        links = procfs.descriptors(criu.pid)
+        fd = process.descriptor(pidfd, next(number for number, link in links.items() if link.endswith("/criu.pid")))
+    subprocess.run(["setsid", "--fork", "sleep", "1000"], pass_fds=[fd], check=True)
+    os.close(fd)
+    criu.kill()
+
+
+def test_what_a_killed_criu_had_made_goes_with_it(engine: Engine, criu: Criu) -> None:
+    one = witness(engine)
+    criu.at, criu.instead = "pre-dump", partial(leave_one, criu)
+    with pytest.raises(CannotCheckpoint) as caught:
+        engine.pause("a", mode="process")
+    assert caught.value.reason == "criu-killed"
+    criu.at = None
+    nothing_of_a_dump(engine, "a")
+    one.goes_on()
+
+
+def test_what_a_killed_criu_had_made_goes_when_the_next_engine_comes(engine: Engine) -> None:
+    """The engine that had started it is gone, too."""
+    witness(engine)
+    tests = os.fspath(Path(__file__).parent)
+    script = f"sys.path.insert(0, {tests!r}); import test_criu_killed; test_criu_killed.pause_and_die(engine)"
+    killed(engine, script, "none")
+    with Engine(engine.config.root, timeout=30) as after:
+        assert after.job("a").state is JobState.RUNNING
+        nothing_of_a_dump(after, "a")
+
+
+def pause_and_die(engine: Engine) -> None:
+    """For an engine of its own."""
+    patch = pytest.MonkeyPatch()
+    criu = Criu(patch)
+
+    def both() -> None:
+        leave_one(criu)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    criu.at, criu.instead = "pre-dump", both
+    engine.pause("a", mode="process")

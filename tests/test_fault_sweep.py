@@ -7,7 +7,6 @@ each verb once; one that nothing here reaches fails the tests."""
 
 from __future__ import annotations
 
-import ast
 import fcntl
 import os
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 from plays import DOWN, Cut, called, chosen, discover, disk_of, mount, play, reboot, stage, sweep
 from scenes import SCENES, Scene
+from sources import steps_of_the_source
 from worlds import REBUILDING
 
 from engine import Engine
@@ -27,32 +27,11 @@ __all__ = ["stage"]  # a fixture
 
 pytestmark = pytest.mark.root
 
-SOURCES = Path(__file__).resolve().parents[1] / "engine"
 SAMPLE = 6
 """of the places of a scene one in so many is swept in a default run, for each way to cut it short"""
 
 REACHED: dict[str, list[str]] = {}
 """scene -> places, as far as they were found out in this run"""
-
-
-def steps_of_the_source() -> set[str]:
-    """The names of all steps, ``{verb}`` and the like spelled out."""
-    found: set[str] = set()
-    for path in SOURCES.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "step":
-                found |= _spelled_out(node.args[0])
-    return found
-
-
-def _spelled_out(name: ast.expr) -> set[str]:
-    if isinstance(name, ast.Constant):
-        return {str(name.value)}
-    text = ast.unparse(name)[2:-1]
-    for field, values in (("{verb}", ("run", "resume")), ("{job.state}", ("created", "pausing", "resuming"))):
-        if field in text:
-            return {text.replace(field, value) for value in values}
-    raise AssertionError(f"step({text}): what names can it have?")
 
 
 def places_of(tree: Path, stage: Path, name: str) -> list[str]:

@@ -106,4 +106,4 @@ def _living(places: Places) -> Iterator[tuple[str, JobState]]:
     for job_id in cgroup.leftover(places.host, places.config.name):
         group = cgroup.everywhere(places.host, places.config.name, job_id)
         if cgroup.populated(group):
-            yield job_id, JobState.FROZEN if cgroup.frozen(group) else JobState.RUNNING
+            yield job_id, JobState.FROZEN if cgroup.standing(group) else JobState.RUNNING

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +19,15 @@ from typing import NamedTuple
 import msgspec
 
 from engine import checkpoint, launch, store, tools
-from engine.errors import Timeout
-from engine.kernel import process
+from engine.errors import Busy, Timeout
+from engine.kernel import process, procfs
 from engine.launch import CriuSpec, ViewSpec
 from engine.lifecycle.root import Root
 from engine.model import Job
+
+_PIDFILE = "criu.pid"
+_GLANCE = 0.005
+"""seconds between two looks whether criu has ended"""
 
 
 class Talk(NamedTuple):
@@ -55,7 +61,7 @@ def started(
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.callback(ours.close)
         if outlives:
-            stack.callback(_pidfile(root, job).unlink, missing_ok=True)
+            stack.callback(_gone, root, job)
         with theirs:
             descriptors = [theirs.fileno(), *directories]
             spec = CriuSpec(
@@ -113,10 +119,58 @@ def settle(root: Root, job: Job, *, committed: bool) -> None:
     try:
         if not _ended(fd):
             _speak(fd, committed=committed)
-            store.flock(fd, fcntl.LOCK_EX, path, patience=root.timeout)
+            _await(fd, path, patience=root.timeout)
     finally:
         os.close(fd)
     path.unlink(missing_ok=True)
+
+
+def _gone(root: Root, job: Job) -> None:
+    """Kill a criu that outlives its launcher, which was killed. While it holds the lock the number is its own."""
+    path = _pidfile(root, job)
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            words = os.pread(fd, 64, 0).split()  # none yet: it dies with its launcher
+            if words and not _ended(fd):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(words[0]), signal.SIGKILL)
+            _await(fd, path, patience=root.timeout)
+        finally:
+            os.close(fd)
+        path.unlink(missing_ok=True)
+
+
+def _await(fd: int, path: Path, *, patience: float) -> None:
+    """Wait until criu has ended. Raises Busy. Processes that it had made, which wait for a word of it for ever when it
+    was killed, are killed too: the lock is theirs as well."""
+    deadline = time.monotonic() + patience
+    while not _ended(fd):
+        words, file = os.pread(fd, 64, 0).split(), os.fstat(fd)
+        if not words or not _has_open(int(words[0]), file):
+            for pid in _strangers(file):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        if time.monotonic() >= deadline:
+            raise Busy(f"{path.name} is in use by another engine")
+        time.sleep(_GLANCE)
+
+
+def _strangers(file: os.stat_result) -> Iterator[int]:
+    """Processes that have a pid file open, but for this one and what it is about to execute."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid() and _has_open(int(name), file):
+            with contextlib.suppress(OSError):
+                if procfs.status(int(name)).get("PPid") != str(os.getpid()):
+                    yield int(name)
+
+
+def _has_open(pid: int, file: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):  # it ends, or a descriptor is closed
+        for number, link in procfs.descriptors(pid).items():
+            if _PIDFILE in link and os.path.samestat(os.stat(procfs.descriptor(pid, number)), file):
+                return True
+    return False
 
 
 def _ended(fd: int) -> bool:
@@ -137,4 +191,4 @@ def _speak(fd: int, *, committed: bool) -> None:
 
 
 def _pidfile(root: Root, job: Job) -> Path:
-    return root.run_job(job.id) / "criu.pid"
+    return root.run_job(job.id) / _PIDFILE

@@ -7,11 +7,13 @@ written, and whoever removes it looks under the same lock whether there is one.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine import store
 from engine.errors import from_os
+from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
 
 
@@ -50,6 +52,15 @@ def remove_unreferenced(root: Root, digest: str, *, base: bool = False) -> bool:
         named = {entry.digest for entry in root.catalog.bases()} if base else referenced(root)
         if digest in named:
             return False
+        for name in _mounted(root, digest) if not base else ():
+            mounting.unmount(root, name)
         store.remove_tree(place)
         return True
     return False
+
+
+def _mounted(root: Root, digest: str) -> list[str]:
+    """Under which names an image is mounted: by a job that is about to go, for rows don't speak of it."""
+    with contextlib.suppress(FileNotFoundError):
+        return [name for name in os.listdir(root.mounts) if mounting.digest_of(name) == digest]
+    return []

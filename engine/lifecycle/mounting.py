@@ -91,19 +91,20 @@ def unmount(root: Root, name: str) -> None:
 
 def wanted(root: Root, jobs: Iterable[Job]) -> set[str]:
     """The names under which jobs have images mounted now, or are about to."""
-    return {name for job in jobs if job.state in LIVE | PASSING for name in _names(root, job)}
+    return {name for job in jobs if job.state in LIVE | PASSING for name in names(root, job)}
 
 
-def _names(root: Root, job: Job) -> set[str]:
+def names(root: Root, job: Job) -> set[str]:
     """Of the images in a job's chain, or in the one that its overlay was made of."""
     rows = {layer.id: layer for layer in root.catalog.layers({*job.layers, *job.mounted})}
     chains = ([rows[layer] for layer in chain if layer in rows] for chain in (job.layers, job.mounted))
     return {name for chain in chains for name in layers.mount_names(chain).values()}
 
 
-def let_go(root: Root, job: Job) -> None:
-    """Unmount what only this job, which has nothing mounted any more, had in its chain."""
-    for name in _names(root, job):
+def let_go(root: Root, job: Job, had: Iterable[str] = ()) -> None:
+    """Unmount what only this job, which has nothing mounted any more, had in its chain. ``had``: names of images in it
+    whose layers have no rows any more."""
+    for name in names(root, job).union(had):
         with contextlib.suppress(FileNotFoundError), store.locked(root.images / digest_of(name), timeout=root.timeout):
             if name not in wanted(root, (other for other in root.catalog.jobs() if other.id != job.id)):
                 unmount(root, name)

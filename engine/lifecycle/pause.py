@@ -27,7 +27,7 @@ import msgspec
 from engine import cgroup, checkpoint, layers, session, store
 from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
 from engine.kernel import process
-from engine.lifecycle import dump, flush, lazy, processes, sessions
+from engine.lifecycle import dump, flush, lazy, processes, sessions, stop
 from engine.lifecycle.root import Root, now, require
 from engine.model import Archiving, Context, Durability, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
@@ -162,7 +162,7 @@ def _keep(root: Root, job: Job, snapshot: Snapshot) -> Snapshot:
 
 
 def undo(root: Root, job: Job) -> bool:
-    """Back to how the job was, running or frozen, before a pause that didn't come to its commit; whether it hadn't."""
+    """Back to how ``job`` was, running or frozen, before a pause that didn't come to its commit; whether it hadn't."""
     if root.catalog.job_with(job.id).state is not JobState.PAUSING:
         return False
     try:
@@ -173,10 +173,7 @@ def undo(root: Root, job: Job) -> bool:
         raise from_os(error, "undo the pause") from error
     finally:  # whatever becomes of the disk
         with contextlib.suppress(SeracError):  # its group is gone when the job ended in the middle
-            if job.state is JobState.FROZEN:  # it runs, for a moment, while its clients are sent away
-                cgroup.freeze(root.group_of(job), timeout=root.timeout)
-            else:
-                cgroup.thaw(root.group_of(job))
+            stop.place(root, job)
     root.put(job)
     return True
 

@@ -6,9 +6,9 @@
     layers/<id>/layer.json       the layer, where its image is all there is of it
     jobs/<id>/job.json           the job, as it was when it began to run on its newest upper
 
-They are written before the row that they go with, for the catalog may lag behind the disk and never lead it, and
-flushed, but for a job's, without which nothing is lost. Nothing reads them as long as there is a catalog, so they hold no more
-than what can't be told otherwise: a job's state is told by its processes, and by whether its upper is sealed.
+They are written before the row that they go with, for the catalog may lag behind the disk and never lead it; and
+flushed, but for a job's, without which nothing is lost. Nothing reads them as long as there is a catalog, so they hold
+no more than what can't be told otherwise: a job's state is told by its processes, and by whether its upper is sealed.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import msgspec
 
 from engine import cgroup, layers, store
 from engine.errors import Busy, NotFound, SeracError, WrongState
-from engine.lifecycle import criu, images, lazy, mounting, observe, pause, processes, remove, resume
+from engine.lifecycle import criu, images, lazy, mounting, observe, pause, processes, remove, resume, stop
 from engine.lifecycle.root import Root
 from engine.model import LIVE, PASSING, Job, JobState
 from engine.steps import step
@@ -57,15 +57,22 @@ def look(root: Root, job: Job) -> Job:
 
 
 def _changed(root: Root, job: Job) -> bool:
-    return not processes.alive(root, job) or (job.loading is not None and lazy.ended(root, job))
+    if not processes.alive(root, job) or _misplaced(root, job):
+        return True
+    return job.loading is not None and lazy.ended(root, job)
+
+
+def _misplaced(root: Root, job: Job) -> bool:
+    """Whether a job stands still that should run, or the other way round: a verb died between the two."""
+    return cgroup.standing(root.group_of(job)) != (job.state is JobState.FROZEN)
 
 
 def recover(root: Root) -> None:
     """What an engine does when it opens a root; cheap when all is well."""
-    for job in root.catalog.jobs_in(*PASSING, JobState.RUNNING):
-        if job.state in PASSING or job.pending or job.loading:
+    for job in root.catalog.jobs_in(*PASSING, *LIVE):
+        if job.state in PASSING or job.pending or job.loading or _misplaced(root, job):
             look(root, job)
-    root.removed()  # which would look as if somebody was at work
+    root.await_removals()  # they keep a sweep away
     with store.sweeping(root.tmp) as found:
         if found.markers:
             with root.journal.telling("recover.sweep") as event, step("recover.sweep"):
@@ -78,6 +85,9 @@ def mend(root: Root, job: Job) -> Job | None:
     if job.state in PASSING:
         with _told(root, job), root.intent(f"mend-{job.id}"), step(f"recover.{job.state}", job=job.id):
             return _mend_passing(root, job)
+    if job.state in LIVE and processes.alive(root, job) and _misplaced(root, job):
+        with step("recover.standing", job=job.id):
+            stop.place(root, job)
     if job.pending and processes.alive(root, job):
         with _told(root, job), step("recover.pending", job=job.id), contextlib.suppress(*processes.REFUSED):
             resume.finish(root, job)

@@ -112,7 +112,7 @@ class Root(Places):
 
     def close(self) -> None:
         """The run directory goes too, unless a base is mounted or a job has something in it."""
-        self.removed()
+        self.await_removals()
         self.catalog.close()
         self._leave_run()
 
@@ -127,8 +127,8 @@ class Root(Places):
             self._removals.append(threading.Thread(target=self._remove, args=(aside,)))
             self._removals[-1].start()
 
-    def removed(self) -> None:
-        """Wait until what was discarded is gone."""
+    def await_removals(self) -> None:
+        """Until what was discarded is gone."""
         for removal in self._removals:
             removal.join()
 

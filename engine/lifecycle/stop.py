@@ -1,9 +1,9 @@
 """stop: TERM to the job's init, which passes it on; after the grace KILL to the whole control group.
 
 COMMIT is the settling of the ended job; killed before it: the job has ended or runs on, and the next look tells.
-Also freeze and thaw: the whole job stands still in memory and goes on, in a millisecond. COMMIT is the row, and where
-it can't be written the job goes on, or stands still, as before; killed between, it stands still or goes on already, and
-the verb called again, or a thaw, puts that right."""
+Also freeze and thaw: the whole job stands still in memory and goes on, in a millisecond. COMMIT is the row; where it
+can't be written the job goes on, or stands still, as before, and so it does after the next look when the engine was
+killed before it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def freeze(root: Root, job: Job) -> Job:
 
 
 def thaw(root: Root, job: Job) -> Job:
-    require(job, *LIVE, verb="thaw")  # a running one too: a freeze that was killed may have left it standing
+    require(job, *LIVE, verb="thaw")
     group = root.group_of(job)
     with contextlib.ExitStack() as undo:
         if job.state is JobState.FROZEN:
@@ -72,3 +72,11 @@ def thaw(root: Root, job: Job) -> Job:
             running = root.put(msgspec.structs.replace(job, state=JobState.RUNNING))
         undo.pop_all()
     return running
+
+
+def place(root: Root, job: Job) -> None:
+    """Let a live job stand still, or run, as its row says."""
+    if job.state is JobState.FROZEN:
+        cgroup.freeze(root.group_of(job), timeout=root.timeout)
+    else:
+        cgroup.thaw(root.group_of(job))
