@@ -130,10 +130,11 @@ def reboot(engine: Engine) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not workers(engine))
-    for kill in Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}*/*/cgroup.kill"):
-        kill.write_text("1")
-        wait_for(lambda events=kill.parent / "cgroup.events": "populated 0" in events.read_text())
-        kill.parent.rmdir()
+    for group in map(Path, leftovers.cgroups()):
+        if group.parent.name.startswith(engine.config.name) and (group / "cgroup.kill").exists():
+            (group / "cgroup.kill").write_text("1")
+            wait_for(lambda events=group / "cgroup.events": "populated 0" in events.read_text())
+            group.rmdir()
     for mount in leftovers.names(os.fspath(engine.config.run / "mounts")):
         launch.unmount(engine.config.run / "mounts" / mount, detach=True, timeout=PATIENCE)
     shutil.rmtree(engine.config.run, ignore_errors=True)

@@ -116,6 +116,8 @@ class Stage:
         for order in itertools.permutations(ends):
             states = [self.state]
             for op, end in order:
+                if end == "busy" and len(ends) > 1:
+                    continue  # it met another one of these, in whatever order
                 states = [after for before in states for after in _after(before, op, end, tools=tools)]
             found += states
         return found
@@ -185,6 +187,8 @@ class Stage:
         """What lies in the root, and what the host has of it, are what the rows speak of."""
         if self.engine.config.settings.archive == "background":
             self._wait("what goes on in the background ends", lambda: not workers(self.engine))
+            if os.listdir(self.root / "tmp"):  # it had to give up, because of what was done meanwhile
+                self.reopen()
         catalog, run = self.engine._root.catalog, self.engine.config.run
         jobs = {job.id: job for job in catalog.jobs()}
         layers = {layer.id: layer for layer in catalog.layers()}
