@@ -173,8 +173,8 @@ def lives_of(engine: Engine) -> str | None:
     job = next((job for job in engine._root.catalog.jobs() if job.name == "a" and job.state in LIVE), None)
     if job is None:
         return None
-    lives = engine.config.root / "layers" / str(job.upper) / "upper/lives"
-    return lives.read_text() if lives.exists() else ""  # a layer that was stacked has only what came since
+    layers = (engine.config.root / "layers" / str(layer) for layer in (job.upper, *reversed(job.layers)))
+    return next((layer / "upper/lives").read_text() for layer in layers if (layer / "upper/lives").exists())
 
 
 def look(engine: Engine, scene: Scene, *, down: bool, lives: str | None) -> None:
