@@ -22,7 +22,7 @@ import msgspec
 
 from engine import launch, network, session
 from engine.config import Config
-from engine.errors import Busy, Paused, SeracError, Timeout, ToolMissing, WrongState
+from engine.errors import Busy, Paused, SeracError, Timeout, ToolMissing, WrongState, translated
 from engine.lifecycle import pause, processes, recover, remove, resume, run, sessions, stop
 from engine.lifecycle.root import Root, require
 from engine.model import (
@@ -98,7 +98,8 @@ class Engine(Snapshots):
         ToolFailed, NotFound, NoSpace; a build that fails leaves nothing."""
         from engine.lifecycle import bases
 
-        return bases.build(self._root, name, source, progress=progress)
+        with translated("build base"):
+            return bases.build(self._root, name, source, progress=progress)
 
     def bases(self) -> list[Base]:
         return sorted(self._root.catalog.bases(), key=lambda base: base.created)
@@ -116,7 +117,8 @@ class Engine(Snapshots):
         """Remove a name; with the last one the base. Raises InUse while a job or snapshot needs it."""
         from engine.lifecycle import bases
 
-        bases.remove(self._root, ref)
+        with translated("remove base"):
+            bases.remove(self._root, ref)
 
     # jobs
 
@@ -124,7 +126,8 @@ class Engine(Snapshots):
         """Start a job and return when its command was executed. ``terminal`` (rows, columns) is the size that a
         ``tty`` job begins with. Raises NotFound (base), NameTaken, InvalidInput, CommandNotFound, LaunchFailed ...;
         then there is no job."""
-        return run.run(self._root, spec, terminal=terminal)
+        with translated("run job"):
+            return run.run(self._root, spec, terminal=terminal)
 
     def jobs(self, *, ended: bool = False) -> list[Job]:
         """Jobs by age; without ``ended`` only those that run or can go on.
@@ -159,7 +162,7 @@ class Engine(Snapshots):
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Remove a paused or ended job (``force``: any) with its upper, logs and the snapshot it is paused to."""
         # By force even a job that can't be mended.
-        with self._root.locked(ref) if force else recover.taken(self._root, ref) as job:
+        with translated("remove job"), self._root.locked(ref) if force else recover.taken(self._root, ref) as job:
             remove.remove(self._root, job, force=force)
 
     def freeze(self, ref: str) -> Job:
@@ -318,7 +321,8 @@ class Engine(Snapshots):
         """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from. ``env`` is added
         to the environment of the sessions that are started in it; all else as with `resume`."""
         snapshot = self._root.catalog.snapshot(ref)
-        return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp, memory=memory)
+        with translated("fork snapshot"):
+            return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp, memory=memory)
 
 
 def _forwarding() -> Finding:

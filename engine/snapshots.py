@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, get_args
 import msgspec
 
 from engine.config import Config
-from engine.errors import Busy, InvalidInput
+from engine.errors import Busy, InvalidInput, translated
 from engine.lifecycle import background, recover, remove
 from engine.lifecycle.root import Root
 from engine.model import (
@@ -74,7 +74,8 @@ class Snapshots:
 
     def snapshot_remove(self, ref: str) -> None:
         """Raises InUse for the snapshot that a job is paused to."""
-        remove.remove_snapshot(self._root, ref)
+        with translated("remove snapshot"):
+            remove.remove_snapshot(self._root, ref)
 
     # archives
 
@@ -83,7 +84,8 @@ class Snapshots:
         removed or its job writes its layer again meanwhile; NoSpace, Damaged; what was begun goes on the next time."""
         from engine.lifecycle import archiving
 
-        return archiving.archive_snapshot(self._root, ref, progress=progress)
+        with translated("archive"):
+            return archiving.archive_snapshot(self._root, ref, progress=progress)
 
     def archiving(self) -> dict[str, tuple[int, int]]:
         """Snapshots that are being archived now: bytes done, and in all (0 = unknown)."""
@@ -102,7 +104,8 @@ class Snapshots:
         """Make one layer of a snapshot's chain, which shows the same; jobs run on. Raises Busy, NoSpace."""
         from engine.lifecycle import flatten
 
-        return flatten.flatten_snapshot(self._root, ref)
+        with translated("flatten"):
+            return flatten.flatten_snapshot(self._root, ref)
 
     def snapshot_diff(self, ref: str, other: str | None = None) -> Iterator[FileChange]:
         """What is different from a snapshot to another, or from its base to it; by path, as it is found."""
@@ -146,7 +149,8 @@ class Snapshots:
         removed, or with ``dry_run`` would be, with the reasons."""
         from engine.lifecycle import collect
 
-        return collect.collect(self._root, dry_run=dry_run)
+        with translated("collect"):
+            return collect.collect(self._root, dry_run=dry_run)
 
     def _archiving(self, archive: Archiving | None) -> Archiving:
         """Raises InvalidInput."""
