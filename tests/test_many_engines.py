@@ -93,11 +93,11 @@ def test_engines_that_contradict_each_other(engine: Engine, seed: int) -> None:
         wrong += json.loads(said)
     assert not wrong, "\n".join(wrong)
     found = {entry.name: entry.state for entry in engine.jobs(ended=True)}
-    assert invariants.broken(engine) == []
+    invariants.hold(engine)
     if found["a"] is JobState.PAUSED:
         engine.resume("a")
     if found["a"] is JobState.FROZEN:
         engine.thaw("a")
     assert inside(engine, "a", "md5sum -c /sum") == "/kept: OK\n"
     engine.collect()
-    assert invariants.broken(engine) == []
+    invariants.hold(engine)
