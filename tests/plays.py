@@ -68,7 +68,7 @@ def disk_of_its_own(tree: Path) -> Iterator[Engine]:
                 raise
     finally:
         subprocess.run(["umount", path / "mount"], check=True)
-    shutil.rmtree(path)
+        shutil.rmtree(path)
 
 
 def mount(path: Path) -> None:
