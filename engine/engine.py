@@ -22,7 +22,7 @@ import msgspec
 
 from engine import journal, launch, network, session
 from engine.config import Config
-from engine.errors import Busy, Paused, SeracError, ToolMissing, WrongState
+from engine.errors import Busy, Paused, SeracError, ToolMissing, WrongState, translated
 from engine.lifecycle import pause, processes, recover, remove, resume, run, sessions, stop
 from engine.lifecycle.root import Root, require
 from engine.model import (
@@ -111,7 +111,8 @@ class Engine(Snapshots, Watching):
         ToolFailed, NotFound, NoSpace; a build that fails leaves nothing."""
         from engine.lifecycle import bases
 
-        return bases.build(self._root, name, source, progress=progress)
+        with translated("build base"):
+            return bases.build(self._root, name, source, progress=progress)
 
     def bases(self) -> list[Base]:
         return sorted(self._root.catalog.bases(), key=lambda base: base.created)
@@ -140,7 +141,8 @@ class Engine(Snapshots, Watching):
         """Remove a name; with the last one the base. Raises InUse while a job or snapshot needs it."""
         from engine.lifecycle import bases
 
-        bases.remove(self._root, ref)
+        with translated("remove base"):
+            bases.remove(self._root, ref)
 
     # jobs
 
@@ -149,7 +151,8 @@ class Engine(Snapshots, Watching):
         """Start a job and return when its command was executed. ``terminal`` (rows, columns) is the size that a
         ``tty`` job begins with. Raises NotFound (base), NameTaken, InvalidInput, CommandNotFound, LaunchFailed ...;
         then there is no job."""
-        return run.run(self._root, spec, terminal=terminal)
+        with translated("run job"):
+            return run.run(self._root, spec, terminal=terminal)
 
     def jobs(self, *, ended: bool = False) -> list[Job]:
         """Jobs by age; without ``ended`` only those that run or can go on.
@@ -173,7 +176,7 @@ class Engine(Snapshots, Watching):
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Remove a paused or ended job (``force``: any) with its upper, logs and the snapshot it is paused to."""
         # By force even a job that can't be mended.
-        with self._root.locked(ref) if force else recover.taken(self._root, ref) as job:
+        with translated("remove job"), self._root.locked(ref) if force else recover.taken(self._root, ref) as job:
             remove.remove(self._root, job, force=force)
 
     @verb("freeze")
@@ -356,7 +359,8 @@ class Engine(Snapshots, Watching):
         to the environment of the sessions that are started in it; all else as with `resume`."""
         snapshot = self._root.catalog.snapshot(ref)
         journal.about(snapshot=snapshot.id)
-        return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp, memory=memory)
+        with translated("fork snapshot"):
+            return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp, memory=memory)
 
 
 def _forwarding() -> Finding:

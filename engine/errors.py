@@ -7,8 +7,10 @@ One class is one kind of failure: it has one ``code`` (stable, for programs), on
 
 from __future__ import annotations
 
+import contextlib
 import errno as _errno
 import os
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -161,3 +163,12 @@ def from_os(error: OSError, doing: str) -> SeracError:
     if error.errno == _errno.EROFS:
         return BadRoot(message, hint="the root directory must be writable")
     return SeracError(message)
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """What the system refuses a verb, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os(error, doing) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, get_args
 import msgspec
 
 from engine.config import Config
-from engine.errors import Busy, InvalidInput
+from engine.errors import Busy, InvalidInput, translated
 from engine.lifecycle import background, records, recover, remove
 from engine.lifecycle.root import Root
 from engine.model import (
@@ -86,7 +86,8 @@ class Snapshots:
     @verb("snapshot.remove")
     def snapshot_remove(self, ref: str) -> None:
         """Raises InUse for the snapshot that a job is paused to."""
-        remove.remove_snapshot(self._root, ref)
+        with translated("remove snapshot"):
+            remove.remove_snapshot(self._root, ref)
 
     # archives
 
@@ -96,7 +97,8 @@ class Snapshots:
         removed or its job writes its layer again meanwhile; NoSpace, Damaged; what was begun goes on the next time."""
         from engine.lifecycle import archiving
 
-        return archiving.archive_snapshot(self._root, ref, progress=progress)
+        with translated("archive"):
+            return archiving.archive_snapshot(self._root, ref, progress=progress)
 
     def archiving(self) -> dict[str, tuple[int, int]]:
         """Snapshots that are being archived now: bytes done, and in all (0 = unknown)."""
@@ -117,7 +119,8 @@ class Snapshots:
         """Make one layer of a snapshot's chain, which shows the same; jobs run on. Raises Busy, NoSpace."""
         from engine.lifecycle import flatten
 
-        return flatten.flatten_snapshot(self._root, ref)
+        with translated("flatten"):
+            return flatten.flatten_snapshot(self._root, ref)
 
     def snapshot_diff(self, ref: str, other: str | None = None) -> Iterator[FileChange]:
         """What is different from a snapshot to another, or from its base to it; by path, as it is found."""
@@ -170,7 +173,8 @@ class Snapshots:
     def _collect(self) -> list[Collected]:
         from engine.lifecycle import collect
 
-        return collect.collect(self._root)
+        with translated("collect"):
+            return collect.collect(self._root)
 
     def verdicts(self) -> list[Verdict]:
         """Whether each snapshot would be kept by `collect` now, and why; oldest first."""

@@ -1,6 +1,6 @@
 """What holds of a root and its host whenever no verb is under way: the invariants of the catalog, read from outside.
 
-    assert invariants.broken(engine) == []
+    invariants.hold(engine)
 
 The rows come from SQLite, the rest from the disk, /proc and the control groups; the engine itself is asked nothing but
 where its root is."""
@@ -47,6 +47,11 @@ def rows(root: Path) -> Rows:
 def _documents(connection: sqlite3.Connection, table: str) -> Iterator[tuple[str, Row]]:
     for name, document in connection.execute(f"SELECT id, document FROM {table}"):
         yield name, json.loads(document)
+
+
+def hold(engine: Engine) -> None:
+    found = broken(engine)
+    assert not found, "\n".join(found)
 
 
 def broken(engine: Engine) -> list[str]:

@@ -44,7 +44,7 @@ def test_the_newest_snapshot_of_a_job_is_the_last_whatever_the_clock_says(engine
     parents = [entry.parent for entry in engine.snapshots("a")]
     assert parents == [None, *made[:-1]]
     inside(engine, "a", "md5sum -c /sum")
-    assert invariants.broken(engine) == []
+    invariants.hold(engine)
 
 
 def test_work_goes_on_when_the_clock_jumps_in_the_middle(engine: Engine, tmp_path: Path) -> None:
@@ -63,4 +63,4 @@ def test_work_goes_on_when_the_clock_jumps_in_the_middle(engine: Engine, tmp_pat
     with clock(-10 * DAY):
         engine.fork(snapshot, name="b")
         assert inside(engine, "b", "wc -l < /lives") == "1\n"
-    assert invariants.broken(engine) == []
+    invariants.hold(engine)

@@ -53,6 +53,8 @@ CALLS = (
 FLUSHES = ("fdatasync", "fsync", "syncfs")
 COUNTED: dict[str, list[str]] = {}
 """scene -> its calls, as far as they were counted in this run: ``fsync:2`` is the second fsync(2)"""
+HIT: Counter[str] = Counter()
+"""calls of verbs that failed because they were told to, in this run"""
 FULL_SAMPLE, FAILING_SAMPLE = 13, 60
 """of the cases of a scene one in so many is played in a default run"""
 
@@ -87,7 +89,7 @@ def filled(mount: Path, blocks: int) -> Iterator[None]:
 def on_a_full_disk(tree: Path, stage: Path, name: str, blocks: int) -> bool:
     """Whether there was room enough."""
     said = play(tree, stage, SCENES[name], full(blocks))
-    assert said is None or said.startswith("NoSpace"), said
+    assert said is None or said.startswith("NoSpace") or "MiB of disk are free" in said, said
     return said is None
 
 
@@ -115,6 +117,7 @@ def failing(call: str, number: int) -> Cut:
         inject = f"inject={call}:error=EIO:when={number}"
         done = called(engine, scene, around=("strace", "-qq", "-e", "signal=none", "-o", os.fspath(log), "-e", inject))
         hit = "(INJECTED)" in log.read_text()
+        HIT[scene.call] += hit
         if hit and done.returncode and call in FLUSHES and scene.call.startswith("engine.pause"):
             assert engine._root.catalog.job("a").state != "paused", "what isn't on the device isn't paused"
         if hit and call == "syncfs":
@@ -155,10 +158,9 @@ def test_a_disk_that_is_full_or_fails(small_tree: Path, stage: Path, name: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENES)
 def test_a_disk_that_fails_at_any_call(small_tree: Path, stage: Path, name: str) -> None:
-    sweep(
-        calls_of(small_tree, stage, name),
-        lambda place: on_a_failing_disk(small_tree, stage, name, place),
-    )
+    places, before = calls_of(small_tree, stage, name), HIT[SCENES[name].call]
+    sweep(places, lambda place: on_a_failing_disk(small_tree, stage, name, place))
+    assert HIT[SCENES[name].call] - before > 0.8 * len(places), "how often SQLite writes varies, but not as much"
 
 
 # writes that are lost
@@ -283,7 +285,7 @@ def test_a_disk_that_has_become_read_only(small_tree: Path, stage: Path) -> None
         with Engine(engine.config.root, timeout=30) as after:
             assert after.job("a").state is JobState.FAILED
             assert after.snapshots() == [snapshot]
-            assert invariants.broken(after) == []
+            invariants.hold(after)
             kept_by_an_ended(after)
             assert after.resume("b").mode == "process"
             assert inside(after, "b", "md5sum -c /sum; wc -l < /lives") == "/kept: OK\n1\n"

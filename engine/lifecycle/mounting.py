@@ -82,9 +82,10 @@ def opened(root: Root, digest: str) -> Iterator[Path]:
 
 
 def unmount(root: Root, name: str) -> None:
+    """From the host's mount table at once; who still looks at a file there, an indexer say, keeps nobody from it."""
     target = root.mounts / name
     while os.path.ismount(target):  # twice, when a mount was under way as its engine was killed
-        launch.unmount(target, timeout=root.timeout)
+        launch.unmount(target, detach=True, timeout=root.timeout)
     with contextlib.suppress(FileNotFoundError):
         target.rmdir()
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from engine import cgroup, layers, store
-from engine.errors import Busy, NotFound, SeracError, WrongState
+from engine.errors import Busy, NotFound, SeracError, WrongState, translated
 from engine.lifecycle import criu, images, lazy, mounting, observe, pause, processes, remove, resume, stop
 from engine.lifecycle.root import Root
 from engine.model import LIVE, PASSING, Job, JobState
@@ -33,7 +33,7 @@ log = logging.getLogger("serac")
 @contextlib.contextmanager
 def taken(root: Root, ref: str, *, timeout: float | None = None) -> Iterator[Job]:
     """Take a job's lock and give the job, mended and settled. Raises NotFound, Busy."""
-    with root.locked(ref, timeout=timeout) as job:
+    with root.locked(ref, timeout=timeout) as job, translated(f"job {job.name}"):
         mended = mend(root, job)
         if mended is None:
             raise NotFound(f"job {job.name} was never completed")

@@ -22,6 +22,7 @@ after takes the job back to its snapshot.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -159,12 +160,15 @@ def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool, keep: boo
             return resuming, "reuse"
     layers.check_depth(snapshot)
     below, upper = snapshot.layers[-1], store.new_id()
-    with trees.opened(root, *root.catalog.chain((below,))) as tree:
-        layers.create(root.layer(upper), like=tree)
-    resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=snapshot.layers)
-    with root.catalog.transaction() as transaction:
-        transaction.put_layer(Layer(id=upper, parent=below, owner=job.id, created=now()))
-        transaction.put_job(resuming)
+    with contextlib.ExitStack() as undo:
+        undo.callback(store.remove_tree, root.layer(upper))
+        with trees.opened(root, *root.catalog.chain((below,))) as tree:
+            layers.create(root.layer(upper), like=tree)
+        resuming = msgspec.structs.replace(job, state=JobState.RESUMING, upper=upper, layers=snapshot.layers)
+        with root.catalog.transaction() as transaction:
+            transaction.put_layer(Layer(id=upper, parent=below, owner=job.id, created=now()))
+            transaction.put_job(resuming)
+        undo.pop_all()
     return resuming, "stack"
 
 
