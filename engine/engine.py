@@ -43,6 +43,7 @@ from engine.model import (
     SnapshotSource,
     Warmth,
 )
+from engine.questions import Questions
 from engine.session import Connection, SessionEvent
 from engine.snapshots import Snapshots
 
@@ -57,7 +58,7 @@ _LOOK = 1.0
 """seconds between two looks at a job that is waited for"""
 
 
-class Engine(Snapshots):
+class Engine(Snapshots, Questions):
     """One root on this host. ``timeout`` (seconds) bounds each wait of a verb: for a lock, a freeze, a launch, a kill.
 
     Opening makes the root if it is new, and puts right what a crash or a reboot left. Raises NotPrivileged, BadRoot,
@@ -294,6 +295,7 @@ class Engine(Snapshots):
         workdir: str | None = None,
         keep_tcp: bool = False,
         memory: Memory = "auto",
+        answer: Any | msgspec.UnsetType = msgspec.UNSET,
     ) -> ResumeResult:
         """Let a paused job go on, with its processes (``process``), started again from its files (``filesystem``), or
         with what the snapshot has. A resume that fails leaves it paused. Raises CannotRestore, InvalidInput ...
@@ -301,9 +303,12 @@ class Engine(Snapshots):
         ``workdir``: where its command starts from now on, if not where it began (that directory may be gone).
         ``keep_tcp``: don't close its connections to the outside; those within the job are always kept.
         ``memory``: ``lazy`` lets processes run before their memory is there, ``eager`` brings it back first, ``auto``
-        chooses by size; the result says which. A job whose memory never came is ``failed`` and can be resumed again."""
+        chooses by size; the result says which. A job whose memory never came is ``failed`` and can be resumed again.
+        ``answer``: a JSON value for the process that asks (see `asked`), which gets null without one."""
         with recover.taken(self._root, ref) as job:
-            return resume.resume(self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory)
+            return resume.resume(
+                self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory, answer=answer
+            )
 
     def fork(
         self,
@@ -314,11 +319,21 @@ class Engine(Snapshots):
         env: Mapping[str, str] | None = None,
         keep_tcp: bool = False,
         memory: Memory = "auto",
+        answer: Any | msgspec.UnsetType = msgspec.UNSET,
     ) -> ForkResult:
         """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from. ``env`` is added
         to the environment of the sessions that are started in it; all else as with `resume`."""
         snapshot = self._root.catalog.snapshot(ref)
-        return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp, memory=memory)
+        return run.fork(
+            self._root,
+            snapshot,
+            name=name,
+            mode=mode,
+            env=env or {},
+            keep_tcp=keep_tcp,
+            memory=memory,
+            answer=answer,
+        )
 
 
 def _forwarding() -> Finding:

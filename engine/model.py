@@ -20,6 +20,8 @@ seal      turn an upper into a layer that nobody writes any more
 freeze    stop a job in memory (cgroup v2 freezer); thaw: let it go on
 event     something that was done, tried or decided in a root; the journal has them, oldest first
 pause     freeze, seal, release compute; resume: mount, start, go on
+question  what a process of a job asks of who watches it; it waits for the answer, through a pause too
+lease     a process of a job says that the job is not to be paused for being idle
 fork      resume a snapshot as a new job; the snapshot stays
 recover   bring the world back in line with the catalog after a crash
 
@@ -41,6 +43,7 @@ Mode = Literal["auto", "process", "filesystem"]
 Memory = Literal["auto", "eager", "lazy"]
 Archiving = Literal["background", "wait", "never"]
 Format = Literal["serac", "oci", "podman"]
+Outcome = Literal["resumed", "forked", "answered", "refused"]
 
 
 class JobState(enum.StrEnum):
@@ -174,12 +177,39 @@ class SessionStatus(Value, frozen=True, kw_only=True):
         return self.exit
 
 
+class Question(Value, frozen=True, kw_only=True):
+    """What a process of a job asks, and waits for the answer. All of it is the job's word."""
+
+    reason: str = ""
+    state: Any = None
+    """JSON; what it wrote that is none is a text"""
+    since: float | None = None
+    number: int = 0
+    """which one; init counts them, 0 = it doesn't"""
+
+
+class Answer(Value, frozen=True, kw_only=True):
+    """What the asker gets, or got."""
+
+    outcome: Outcome
+    value: Any = None
+    question: Question
+    step: str | None = None
+    """that session 0 was at"""
+    told: bool = False
+    """whether the asker has it; if not, whoever takes the job next sees to that"""
+
+
 class Context(Value, frozen=True, kw_only=True):
     """What a filesystem resume starts again."""
 
     sessions: tuple[SessionSpec, ...] = ()
     state: Any = None
     labels: dict[str, str] = {}
+    question: Question | None = None
+    """that is open: a resume answers it"""
+    answers: tuple[Answer, ...] = ()
+    """to what the step that is started again had asked, oldest first"""
 
 
 class Address(Value, frozen=True, kw_only=True):
@@ -247,6 +277,8 @@ class Job(Value, frozen=True, kw_only=True):
     pauses: int = 0
     forked_from: str | None = None
     """snapshot id"""
+    answers: tuple[Answer, ...] = ()
+    """that its processes were given; the last one may be still to be told"""
 
 
 class HostFacts(Value, frozen=True, kw_only=True):

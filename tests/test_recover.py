@@ -5,6 +5,7 @@ succeeds, what the job had written is there, and nothing is left at the end."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -32,6 +33,8 @@ VERBS = {
     "stop": "engine.stop('a', grace=0)",
     "freeze": "engine.freeze('a')",
     "thaw": "engine.freeze('a'); engine.thaw('a')",
+    "answer": "engine.start('a', SessionSpec(argv=('/.serac/ask',))); "
+    "any(iter(lambda: engine.asked('a') is not None, True)); engine.answer('a')",
     "base": "engine.base_build('other', DirSource(path=Path(os.environ['TREE'])))",
 }
 WITH_PROCESSES = {
@@ -111,7 +114,7 @@ def wait_for_kept(engine: Engine) -> Path:
 def killed(engine: Engine, verb: str, fault: str, tree: Path) -> bool:
     """Run a verb in an engine of its own that is killed at ``fault``; whether it was."""
     script = (
-        "import os, sys; from pathlib import Path; from engine import Engine, JobSpec; "
+        "import os, sys; from pathlib import Path; from engine import Engine, JobSpec, SessionSpec; "
         "from engine.base import DirSource\n"
         f"with Engine(sys.argv[1], timeout=30) as engine: {verb}"
     )
@@ -129,6 +132,7 @@ STATES = {
     "stop": {JobState.RUNNING, JobState.EXITED, JobState.FAILED},
     "freeze": {JobState.RUNNING, JobState.FROZEN},
     "thaw": {JobState.RUNNING, JobState.FROZEN},
+    "answer": {JobState.RUNNING},
     "base": {JobState.RUNNING},
 }
 
@@ -160,6 +164,10 @@ def again(engine: Engine, verb: str, tree: Path) -> None:
             engine.remove("a", force=True)
     elif verb == "stop":
         engine.stop("a", grace=0)
+    elif verb == "answer":
+        with contextlib.suppress(NotFound):  # it has been told
+            engine.answer("a")
+        wait_for(lambda: not any(session.running for session in engine.sessions("a") if session.id))
     elif verb in ("freeze", "thaw"):
         getattr(engine, verb)("a")
     else:

@@ -28,7 +28,7 @@ from engine import cgroup, checkpoint, layers, session, store
 from engine.errors import Busy, CannotCheckpoint, SeracError, from_os
 from engine.kernel import process
 from engine.kernel.filesystem import syncfs
-from engine.lifecycle import dump, lazy, processes, sessions
+from engine.lifecycle import asking, dump, lazy, processes, sessions
 from engine.lifecycle.root import Root, now, require
 from engine.model import Archiving, Context, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
@@ -56,7 +56,7 @@ def pause(
     job = lazy.awaited(root, job)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         try:
-            asked = _Asked(labels, due=archive != "never")
+            asked = _Asked(labels, due=archive != "never", stated=state is not msgspec.UNSET)
             snapshot = _cut(root, job, mode=mode, asked=asked, state=state)
         except BaseException:
             if undo(root, job):
@@ -79,6 +79,8 @@ class _Asked(NamedTuple):
 
     labels: Mapping[str, str]
     due: bool
+    stated: bool
+    """whether the caller gives the state"""
 
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
@@ -100,7 +102,7 @@ def _with_files(root: Root, job: Job, *, asked: _Asked, reason: str | None) -> S
     with step("pause.freeze", job=job.id):
         cgroup.freeze(root.group_of(job), timeout=root.timeout)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), due=asked.due, reason=reason)
+        snapshot = _snapshot(root, job, asked=asked, reason=reason)
     return _keep(root, job, snapshot)
 
 
@@ -121,7 +123,7 @@ def _once_with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
     with step("pause.freeze", job=job.id):
         _still(root, job)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), due=asked.due, reason=None)
+        snapshot = _snapshot(root, job, asked=asked, reason=None)
     with dump.dumped(root, job) as image:
         return _keep(root, job, msgspec.structs.replace(snapshot, mode="process", image=image))
 
@@ -189,21 +191,27 @@ def _directories(group: cgroup.Group, terminals: Mapping[int, int]) -> dict[int,
     return found
 
 
-def _snapshot(root: Root, job: Job, context: Context, *, due: bool, reason: str | None) -> Snapshot:
-    assert job.upper is not None
+def _snapshot(root: Root, job: Job, *, asked: _Asked, reason: str | None) -> Snapshot:
+    """What a process asks goes in, and its state is the job's from now on, unless the caller gives one."""
+    upper = processes.upper(job)
+    question = asking.question(root, job)
+    if question is not None and question.state is not None and not asked.stated:
+        job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=question.state))
+    context = _look(root, job, labels=asked.labels)
+    context = msgspec.structs.replace(context, question=question, answers=asking.standing(job, context))
     return Snapshot(
         id=store.new_id(),
         job=job.id,
         name=job.name,
         spec=job.spec,
         base=job.base,
-        layers=(*job.layers, job.upper),
+        layers=(*job.layers, upper),
         context=context,
         reason=reason,
         labels=context.labels,
         parent=job.snapshot or job.forked_from,
         created=now(),
-        due=due,
+        due=asked.due,
     )
 
 
@@ -219,6 +227,7 @@ def _commit(root: Root, job: Job, snapshot: Snapshot) -> None:
     paused = msgspec.structs.replace(
         job,
         state=JobState.PAUSED,
+        spec=snapshot.spec,
         layers=snapshot.layers,
         mounted=(),
         upper=None,

@@ -22,7 +22,7 @@ import msgspec
 
 from engine import cgroup, layers, store
 from engine.errors import Busy, NotFound, SeracError, WrongState
-from engine.lifecycle import criu, images, lazy, mounting, observe, pause, processes, remove, resume
+from engine.lifecycle import asking, criu, images, lazy, mounting, observe, pause, processes, remove, resume
 from engine.lifecycle.root import Root
 from engine.model import LIVE, PASSING, Job, JobState
 from engine.steps import step
@@ -43,7 +43,7 @@ def taken(root: Root, ref: str, *, timeout: float | None = None) -> Iterator[Job
 def look(root: Root, job: Job) -> Job:
     """The job as it is now, mended and settled where that is due. A job that another engine is at work on, or that
     can't be mended now, is given as the catalog has it."""
-    due = job.state in PASSING or job.pending or (job.state in LIVE and _changed(root, job))
+    due = job.state in PASSING or job.pending or asking.untold(job) or (job.state in LIVE and _changed(root, job))
     if not due:
         return job
     try:
@@ -63,7 +63,7 @@ def _changed(root: Root, job: Job) -> bool:
 def recover(root: Root) -> None:
     """What an engine does when it opens a root; cheap when all is well."""
     for job in root.catalog.jobs_in(*PASSING, JobState.RUNNING):
-        if job.state in PASSING or job.pending or job.loading:
+        if job.state in PASSING or job.pending or job.loading or asking.untold(job):
             look(root, job)
     with store.sweeping(root.tmp) as found:
         if found.markers:
@@ -79,6 +79,10 @@ def mend(root: Root, job: Job) -> Job | None:
     if job.pending and processes.alive(root, job):
         with step("recover.pending", job=job.id), contextlib.suppress(*processes.REFUSED):
             resume.finish(root, job)
+        return root.catalog.job_with(job.id)
+    if asking.untold(job) and processes.alive(root, job):
+        with step("recover.answer", job=job.id):
+            asking.tell(root, job)
         return root.catalog.job_with(job.id)
     if job.loading and job.state in LIVE and processes.alive(root, job) and lazy.ended(root, job):
         with contextlib.suppress(WrongState):

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import lazy, processes, restore, sessions, trees, wake
+from engine.lifecycle import asking, lazy, processes, restore, sessions, trees, wake
 from engine.lifecycle.root import Root, now, require
 from engine.model import (
     Context,
@@ -59,25 +60,29 @@ def resume(
     keep_tcp: bool = False,
     keep: bool = False,
     memory: Memory = "auto",
+    answer: Any | msgspec.UnsetType = msgspec.UNSET,
+    reply: bool = True,
 ) -> ResumeResult:
     """``mode``: ``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is.
     ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere.
-    ``keep``: the snapshot stays."""
+    ``keep``: the snapshot stays. ``answer``: to what a process of it asks, which without one gets null; not ``reply``:
+    it asks on."""
     sessions.check_mode(mode)
     job = _again(root, job)
     require(job, JobState.PAUSED, verb="resume")
     snapshot = root.catalog.snapshot(job.snapshot or "")
     back = with_processes(root, snapshot, mode)
     choice = lazy.choose(snapshot, memory, back=back)
+    answers = asking.answers(snapshot, "resumed", answer) if reply else job.answers
     if workdir is not None:
         sessions.check_workdir(workdir)
         if back:
             raise InvalidInput("processes that come back are where they were", hint="--mode filesystem starts anew")
-    untold = None
     with record() as timings, root.intent(f"resume-{job.id}") as intent:
         try:
             with step("resume.plan", job=job.id):
                 resuming, strategy = _prepare(root, job, snapshot, clear=not back, keep=keep or choice.lazy)
+            resuming = msgspec.structs.replace(resuming, answers=answers)
             generation = wake.new_generation(root, resuming)
             if back:
                 loading = Loading(snapshot=snapshot.id, keep=keep) if choice.lazy else None
@@ -89,8 +94,8 @@ def resume(
                 intent.undone()
             raise
         missing = finish(root, running)
-        if back:
-            untold = wake.tell(root, running, generation)
+        untold = wake.tell(root, running, generation) if back else None
+        untold = asking.tell(root, running) or untold
     return ResumeResult(
         job=job.id,
         snapshot=snapshot.id,
@@ -142,6 +147,7 @@ def _start_anew(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | No
     """Steps 2 and 3 from the files."""
     processes.bring_up(root, resuming, verb="resume")
     restore.leave_aside(root, resuming, snapshot)
+    resuming = asking.leave(root, resuming)
     with step("resume.commit", job=resuming.id):
         return _commit(root, resuming, snapshot, workdir)
 

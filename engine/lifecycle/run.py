@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
-from engine.lifecycle import lazy, processes, remove, restore, resume, sessions, trees, wake
+from engine.lifecycle import asking, lazy, processes, remove, restore, resume, sessions, trees, wake
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
@@ -59,24 +60,27 @@ def fork(
     env: Mapping[str, str],
     keep_tcp: bool,
     memory: Memory = "auto",
+    answer: Any | msgspec.UnsetType = msgspec.UNSET,
 ) -> ForkResult:
     """The snapshot stays as it is; its top layer becomes one that is only read. ``env`` is added to the job's own, for
-    sessions that are started from now on."""
+    sessions that are started from now on. ``answer``: to what a process asks, as of a resume."""
     spec = msgspec.structs.replace(snapshot.spec, name=name, env={**snapshot.spec.env, **env})
     sessions.check_mode(mode)
     check(spec)
     layers.check_depth(snapshot)
     back = resume.with_processes(root, snapshot, mode)
     choice = lazy.choose(snapshot, memory, back=back)
+    answers = asking.answers(snapshot, "forked", answer)
     with record() as timings:
         job = msgspec.structs.replace(
-            _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id
+            _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id, answers=answers
         )
         missing: dict[int, str] = {}
         untold = None
         if back:
             job, generation = _bring_back(root, job, snapshot, keep_tcp=keep_tcp, lazily=choice.lazy)
             untold = wake.introduce(root, job) or wake.tell(root, job, generation)
+            untold = asking.tell(root, job) or untold
         else:
             first = sessions.renamed(snapshot.context, job.name, env).sessions
             job, missing, generation = _begin(root, job, list(first), snapshot=snapshot)
@@ -153,10 +157,11 @@ def _begin(
         processes.bring_up(root, made, verb="run")
         if snapshot is not None:
             restore.leave_aside(root, made, snapshot)
+        told = asking.leave(root, made)
         generation = wake.new_generation(root, made)
         missing = processes.start(root, made, first, verb="run")
         with step("run.commit", job=job.id):
-            running = root.put(msgspec.structs.replace(made, state=JobState.RUNNING, started=now()))
+            running = root.put(msgspec.structs.replace(told, state=JobState.RUNNING, started=now()))
         return running, missing, generation
 
 

@@ -84,6 +84,12 @@ def _within(value: Any) -> Iterable[Any]:
 def check_context(context: Context) -> None:
     """One that comes from elsewhere. Raises InvalidInput for what no pause would have kept."""
     check_annotations(context.labels, context.state)
+    for asked in (context.question, *(answer.question for answer in context.answers)):
+        if asked is not None:
+            check_texts((asked.reason,), {})
+            check_annotations({}, asked.state)
+    for answer in context.answers:
+        check_annotations({}, answer.value)
     numbers = [session.id for session in context.sessions]
     if len(set(numbers)) != len(numbers) or not all(_within_range(number, SESSION_ID_MAX) for number in numbers):
         raise InvalidInput("two sessions have the same number, or one has none")
