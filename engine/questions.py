@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine import session
 from engine.errors import InvalidInput
 from engine.lifecycle import asking, recover
-from engine.lifecycle.root import Root
-from engine.model import Question
+from engine.lifecycle.root import Root, require
+from engine.model import JobState, Question
+from engine.session import Connection
 
 
 class Questions:
@@ -20,6 +22,19 @@ class Questions:
 
         Pause the job to give its compute back meanwhile: the question goes along. `resume` and `fork` answer it."""
         return asking.asked(self._root, recover.look(self._root, self._root.catalog.job(ref)))
+
+    def listen(self, ref: str) -> Connection:
+        """A connection to a running job on which `Connection.asked` gives the number of the question that is open, and
+        of each that is opened later. A pause ends it. Raises WrongState, ProtocolError."""
+        job = recover.look(self._root, self._root.catalog.job(ref))
+        require(job, JobState.RUNNING, verb="listen to")
+        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
+        try:
+            connection.watch()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def answer(self, ref: str, value: Any = None) -> Question:
         """Answer what a running job asks with a JSON value, without a pause; what it had asked. Raises NotFound when

@@ -43,8 +43,8 @@ notes.write(", but kept")
 notes.seek(0)
 print(json.dumps({
     "outcome": outcome, "approved": approved, "plan": plan, "notes": notes.read(), "cwd": os.getcwd(),
-    "shell": sh("echo $PLAN in $PWD"), "log": sh("git log --format=%s | tr '\\\\n' ,"), "parent": sh("git rev-parse HEAD~1"),
-    "commit": commit, "counted": len(counted),
+    "shell": sh("echo $PLAN in $PWD"), "log": sh("git log --format=%s | tr '\\\\n' ,; echo"),
+    "parent": sh("git rev-parse HEAD~1"), "commit": commit, "counted": len(counted),
 }), flush=True)
 os._exit(0 if approved else 3)
 """

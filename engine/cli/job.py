@@ -75,8 +75,8 @@ def _add_resume(verbs: Verbs) -> None:
     parser = verbs.add(
         "resume", resume, "start a paused job again, or fork a snapshot as a new job",
         more="With a job: it goes on. With a snapshot, or with --as: a new job begins there and the snapshot stays.",
-        examples="serac resume build\nserac resume 4f0c2a91 --as second-try\nserac resume build --as variant -e SEED=2\n"
-        "serac resume build --answer '{\"approve\": true}'",
+        examples="serac resume build\nserac resume 4f0c2a91 --as second-try\nserac resume build --as variant -e SEED=2"
+        "\nserac resume build --answer '{\"approve\": true}'",
     )  # fmt: skip
     parser.add_argument("what", metavar="JOB|SNAP", help="a paused job's name or id, or a snapshot's id")
     parser.add_argument("--as", dest="name", metavar="NAME", help="fork, under this name")

@@ -72,6 +72,10 @@ def _add_how(parser: Parser) -> None:
     group = parser.add_argument_group("how to stay with it")
     group.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
     group.add_argument("-d", "--detach", action="store_true", help="print the job's name, don't wait")
+    group.add_argument(
+        "--on-ask", choices=("wait", "pause"), default="wait",
+        help="when a process of it asks something: leave it waiting (the default), or pause the job (exit status 220)",
+    )  # fmt: skip
     session.add_staying(parser)
 
 
