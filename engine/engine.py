@@ -296,6 +296,7 @@ class Engine(Snapshots, Questions):
         keep_tcp: bool = False,
         memory: Memory = "auto",
         answer: Any | msgspec.UnsetType = msgspec.UNSET,
+        idle: bool = False,
     ) -> ResumeResult:
         """Let a paused job go on, with its processes (``process``), started again from its files (``filesystem``), or
         with what the snapshot has. A resume that fails leaves it paused. Raises CannotRestore, InvalidInput ...
@@ -304,10 +305,12 @@ class Engine(Snapshots, Questions):
         ``keep_tcp``: don't close its connections to the outside; those within the job are always kept.
         ``memory``: ``lazy`` lets processes run before their memory is there, ``eager`` brings it back first, ``auto``
         chooses by size; the result says which. A job whose memory never came is ``failed`` and can be resumed again.
-        ``answer``: a JSON value for the process that asks (see `asked`), which gets null without one."""
+        ``answer``: a JSON value for the process that asks (see `asked`), which gets null without one.
+        ``idle``: start nothing: the job is up for `exec`, and starts its command, or the step that is next, when it was
+        paused with mode ``filesystem`` and is resumed. A job that failed and was kept is resumed where it failed."""
         with recover.taken(self._root, ref) as job:
             return resume.resume(
-                self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory, answer=answer
+                self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory, answer=answer, idle=idle
             )
 
     def fork(
@@ -320,6 +323,7 @@ class Engine(Snapshots, Questions):
         keep_tcp: bool = False,
         memory: Memory = "auto",
         answer: Any | msgspec.UnsetType = msgspec.UNSET,
+        idle: bool = False,
     ) -> ForkResult:
         """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from. ``env`` is added
         to the environment of the sessions that are started in it; all else as with `resume`."""
@@ -333,6 +337,7 @@ class Engine(Snapshots, Questions):
             keep_tcp=keep_tcp,
             memory=memory,
             answer=answer,
+            idle=idle,
         )
 
 

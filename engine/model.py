@@ -132,6 +132,8 @@ class JobSpec(Value, frozen=True, kw_only=True):
     """a signal, such as ``USR1``, for each session's first process at the same moment"""
     state: Any = None
     """the caller's own JSON value; travels in every snapshot's context"""
+    snapshot_on: Literal["failure"] | None = None
+    """``failure``: a snapshot stays of a job whose command or step failed"""
 
 
 class SessionSpec(Value, frozen=True, kw_only=True):
@@ -200,6 +202,17 @@ class Answer(Value, frozen=True, kw_only=True):
     """whether the asker has it; if not, whoever takes the job next sees to that"""
 
 
+class Failure(Value, frozen=True, kw_only=True):
+    """How a job's command failed."""
+
+    status: int
+    """as ``SessionStatus.status``"""
+    step: str | None = None
+    """the one that failed"""
+    workdir: str = "/"
+    """where the command, or each step, began"""
+
+
 class Context(Value, frozen=True, kw_only=True):
     """What a filesystem resume starts again."""
 
@@ -210,6 +223,10 @@ class Context(Value, frozen=True, kw_only=True):
     """that is open: a resume answers it"""
     answers: tuple[Answer, ...] = ()
     """to what the step that is started again had asked, oldest first"""
+    failure: Failure | None = None
+    """of a job that has ended with it"""
+    idle: bool = False
+    """whether session 0 was held back, and runs in no process of the snapshot"""
 
 
 class Address(Value, frozen=True, kw_only=True):
@@ -279,6 +296,10 @@ class Job(Value, frozen=True, kw_only=True):
     """snapshot id"""
     answers: tuple[Answer, ...] = ()
     """that its processes were given; the last one may be still to be told"""
+    held: SessionSpec | None = None
+    """session 0 of a job that was brought back idle: the next start from its files starts it"""
+    owes: bool = False
+    """whether it has failed, and the snapshot of that is still to be made"""
 
 
 class HostFacts(Value, frozen=True, kw_only=True):

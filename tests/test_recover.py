@@ -35,6 +35,8 @@ VERBS = {
     "thaw": "engine.freeze('a'); engine.thaw('a')",
     "answer": "engine.start('a', SessionSpec(argv=('/.serac/ask',))); "
     "any(iter(lambda: engine.asked('a') is not None, True)); engine.answer('a')",
+    "keep": "engine.run(JobSpec(base='small', name='b', argv=('/bin/sh', '-c', 'exit 3'), snapshot_on='failure')); "
+    "engine.wait('b')",
     "base": "engine.base_build('other', DirSource(path=Path(os.environ['TREE'])))",
 }
 WITH_PROCESSES = {
@@ -133,6 +135,7 @@ STATES = {
     "freeze": {JobState.RUNNING, JobState.FROZEN},
     "thaw": {JobState.RUNNING, JobState.FROZEN},
     "answer": {JobState.RUNNING},
+    "keep": {JobState.RUNNING},
     "base": {JobState.RUNNING},
 }
 
@@ -168,6 +171,10 @@ def again(engine: Engine, verb: str, tree: Path) -> None:
         with contextlib.suppress(NotFound):  # it has been told
             engine.answer("a")
         wait_for(lambda: not any(session.running for session in engine.sessions("a") if session.id))
+    elif verb == "keep":
+        failed = engine.wait("b")
+        assert (failed.state, failed.status) == (JobState.EXITED, 3)
+        engine.snapshot_remove(failed.snapshot or "")
     elif verb in ("freeze", "thaw"):
         getattr(engine, verb)("a")
     else:

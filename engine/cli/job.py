@@ -102,6 +102,10 @@ def _add_resume(verbs: Verbs) -> None:
     )  # fmt: skip
     parser.add_argument("--workdir", "-w", metavar="DIR", help="where the job's command starts, if its own is gone")
     parser.add_argument(
+        "--idle", action="store_true",
+        help="from the files, and start nothing: for `exec`. The command starts when it is paused and resumed again",
+    )  # fmt: skip
+    parser.add_argument(
         "--answer", metavar="JSON", type=values.json_value, default=UNSET, help="to what a process of the job asks"
     )
 
@@ -262,7 +266,10 @@ def resume(args: Namespace, out: Output) -> int:
 def _resume(engine: Engine, args: Namespace) -> ResumeResult:
     """A job's name comes before a snapshot's id."""
     job = _job(engine, args.what)
-    how = {"mode": args.mode, "keep_tcp": args.tcp == "keep", "memory": args.memory, "answer": args.answer}
+    how = {
+        "mode": args.mode, "keep_tcp": args.tcp == "keep", "memory": args.memory, "answer": args.answer,
+        "idle": args.idle,
+    }  # fmt: skip
     if job is not None and args.name is None:
         if args.env:
             raise InvalidInput("--env goes with a fork, not with a job that is resumed", hint="add --as NAME")

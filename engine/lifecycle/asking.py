@@ -70,16 +70,8 @@ def _value(text: str | None) -> Any:
 def standing(job: Job, context: Context) -> tuple[Answer, ...]:
     """Of the answers that a job was given those that still count after a start from its files: a step that isn't
     started again has had its own."""
-    place = _step(context)
+    place = sessions.next_step(context)
     return tuple(answer for answer in job.answers if answer.step == place)
-
-
-def _step(context: Context) -> str | None:
-    """At which session 0 begins again."""
-    for spec in context.sessions:
-        if spec.id == 0:
-            return next((entry.name for entry in spec.steps if entry.name not in spec.done), None)
-    return None
 
 
 def answers(snapshot: Snapshot, outcome: Outcome, value: Any | msgspec.UnsetType) -> tuple[Answer, ...]:
@@ -91,7 +83,7 @@ def answers(snapshot: Snapshot, outcome: Outcome, value: Any | msgspec.UnsetType
             raise WrongState(f"nobody asks in snapshot {snapshot.id}", hint="leave out the answer")
         return context.answers
     plain = None if value is msgspec.UNSET else value
-    return (*context.answers, _answer(context.question, outcome, plain, _step(context)))
+    return (*context.answers, _answer(context.question, outcome, plain, sessions.next_step(context)))
 
 
 def _answer(question: Question, outcome: Outcome, value: Any, place: str | None) -> Answer:

@@ -1,5 +1,6 @@
 """A job may end while no engine looks. Whoever looks next settles it: takes down what is left, then one COMMIT:
-``exited`` with its status, or ``failed`` with the reason. Killed in between: the next one who looks does it again."""
+``exited`` with its status, or ``failed`` with the reason. Killed in between: the next one who looks does it again. Of
+one that failed, and is to be kept then, a snapshot is made (`engine.lifecycle.keep`)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import msgspec
 
 from engine import session
 from engine.errors import ProtocolError
-from engine.lifecycle import lazy, processes
+from engine.lifecycle import keep, lazy, processes
 from engine.lifecycle.root import Root, now
 from engine.model import LIVE, Job, JobState, SessionStatus
 
@@ -15,13 +16,15 @@ from engine.model import LIVE, Job, JobState, SessionStatus
 def settle(root: Root, job: Job) -> Job:
     """The job as it is now; the caller holds its lock."""
     if job.state not in LIVE or processes.alive(root, job):
-        return job
+        return keep.keep(root, job)
     why = lazy.verdict(root, job) if job.loading is not None else None
     processes.take_down(root, job)
     if why is not None:
         failure = f"its memory could not be brought back: {why}"
         return root.put(msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now(), mounted=()))
-    return lazy.complete(root, root.put(ended(job, main_status(root, job))))
+    settled = ended(job, main_status(root, job))
+    settled = msgspec.structs.replace(settled, owes=keep.wanted(settled))
+    return keep.keep(root, lazy.complete(root, root.put(settled)))
 
 
 def main_status(root: Root, job: Job) -> SessionStatus | None:

@@ -169,7 +169,7 @@ def _look(root: Root, job: Job, *, labels: Mapping[str, str]) -> Context:
     io = root.io(job.id)
     specs, statuses = session.specs(io), session.statuses(io)
     # Session 0 is what the job was told to run, whatever became of the files that the job can write.
-    main = sessions.main_session(job.name, job.spec, root.catalog.base(job.base).env, None)
+    main = job.held or sessions.main_session(job.name, job.spec, root.catalog.base(job.base).env, None)
     terminals = {
         status.pid: number
         for number, status in statuses.items()
@@ -198,7 +198,8 @@ def _snapshot(root: Root, job: Job, *, asked: _Asked, reason: str | None) -> Sna
     if question is not None and question.state is not None and not asked.stated:
         job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=question.state))
     context = _look(root, job, labels=asked.labels)
-    context = msgspec.structs.replace(context, question=question, answers=asking.standing(job, context))
+    answers = asking.standing(job, context)
+    context = msgspec.structs.replace(context, question=question, answers=answers, idle=job.held is not None)
     return Snapshot(
         id=store.new_id(),
         job=job.id,

@@ -43,7 +43,7 @@ def taken(root: Root, ref: str, *, timeout: float | None = None) -> Iterator[Job
 def look(root: Root, job: Job) -> Job:
     """The job as it is now, mended and settled where that is due. A job that another engine is at work on, or that
     can't be mended now, is given as the catalog has it."""
-    due = job.state in PASSING or job.pending or asking.untold(job) or (job.state in LIVE and _changed(root, job))
+    due = job.state in PASSING or _left(job) or (job.state in LIVE and _changed(root, job))
     if not due:
         return job
     try:
@@ -56,6 +56,11 @@ def look(root: Root, job: Job) -> Job:
         return job
 
 
+def _left(job: Job) -> bool:
+    """Whether a verb has left something for whoever takes the job next."""
+    return bool(job.pending) or job.owes or asking.untold(job)
+
+
 def _changed(root: Root, job: Job) -> bool:
     return not processes.alive(root, job) or (job.loading is not None and lazy.ended(root, job))
 
@@ -63,7 +68,7 @@ def _changed(root: Root, job: Job) -> bool:
 def recover(root: Root) -> None:
     """What an engine does when it opens a root; cheap when all is well."""
     for job in root.catalog.jobs_in(*PASSING, JobState.RUNNING):
-        if job.state in PASSING or job.pending or job.loading or asking.untold(job):
+        if job.state in PASSING or job.loading or _left(job):
             look(root, job)
     with store.sweeping(root.tmp) as found:
         if found.markers:
