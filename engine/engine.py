@@ -274,7 +274,8 @@ class Engine(Snapshots, Questions):
         progress: Progress | None = None,
     ) -> PauseResult:
         """Make a snapshot of a running or frozen job and give its compute back. ``state`` replaces the job's own JSON
-        value. A pause that fails leaves the job as it was.
+        value. A pause that fails leaves the job as it was. What a process of it asks (see `asked`) goes into the
+        snapshot, and the question's state becomes the job's unless ``state`` is given.
 
         ``mode`` ``process``: the processes are kept, or CannotCheckpoint is raised; ``filesystem``: they are not;
         ``auto``: they are if it can be done, else the result has the reason.

@@ -278,7 +278,7 @@ class Job(Value, frozen=True, kw_only=True):
     upper: str | None = None
     """the layer that the job writes, None while it is paused"""
     snapshot: str | None = None
-    """the snapshot it was last paused to, or is being resumed from"""
+    """the snapshot it was last paused to, is being resumed from, or was kept as when it failed"""
     pending: tuple[SessionSpec, ...] = ()
     """sessions that a resume has still to start; not empty only between its commit and its end"""
     loading: Loading | None = None

@@ -136,7 +136,7 @@ def ps(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
         jobs = engine.jobs(ended=args.all)
         archives = archive.states(engine, jobs)
-        asked = {job.id: engine.asked(job.id) for job in jobs}
+        asked = {job.id: _asked(engine, job) for job in jobs}
     if args.quiet:
         out.names([job.name for job in jobs])
         return 0
@@ -144,6 +144,13 @@ def ps(args: Namespace, out: Output) -> int:
     documents = [_document(job, archives.get(job.id), asked[job.id]) for job in jobs]
     out.table(documents, columns, (_row(job, archives.get(job.id), asked[job.id]) for job in jobs))
     return 0
+
+
+def _asked(engine: Engine, job: Job) -> Question | None:
+    try:
+        return engine.asked(job.id)
+    except NotFound:  # it was removed meanwhile
+        return None
 
 
 def _document(job: Job, archived: dict[str, object] | None, asked: Question | None) -> dict[str, object]:
@@ -173,7 +180,7 @@ def show(args: Namespace, out: Output) -> int:
         job = engine.job(args.job)
         sessions = engine.sessions(job.id)
         archived = archive.states(engine, [job]).get(job.id)
-        asked = engine.asked(job.id)
+        asked = _asked(engine, job)
     facts = {
         **_facts(job),
         "asks": "" if asked is None else asked.reason or "(without a reason)",

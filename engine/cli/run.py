@@ -88,6 +88,8 @@ def run(args: Namespace, out: Output) -> int:
         session.check_terminal(out)
     if args.step and args.command:
         raise InvalidInput("a job has steps or a command, not both", hint="make the command the last step")
+    if args.detach and args.on_ask == "pause":
+        raise InvalidInput("nobody stays who could pause it", hint="leave out --detach or --on-ask")
     with open_engine(args) as engine:
         job = engine.run(_spec(args, engine), terminal=terminal.size(0) if args.tty else None)
         if args.detach:

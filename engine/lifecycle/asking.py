@@ -34,9 +34,12 @@ def asked(root: Root, job: Job) -> Question | None:
     """What the job asks, be it running or paused."""
     if job.state in LIVE:
         return question(root, job)
-    if job.state is JobState.PAUSED and job.snapshot is not None:
+    if job.state is not JobState.PAUSED or job.snapshot is None:
+        return None
+    try:
         return root.catalog.snapshot(job.snapshot).context.question
-    return None
+    except NotFound:  # it was resumed meanwhile
+        return None
 
 
 def question(root: Root, job: Job) -> Question | None:

@@ -146,6 +146,7 @@ def test_questions_wait_for_their_turn(job: InitJob, sanitized: Path) -> None:
         assert watching.asked() == 2
         second = asked(job)
         control.answer("refused", state='"no"', number=second.number)
+        assert asked(job).number == 3
         control.answer("answered")
         ends = sorted((output(events), ending(events)) for events in (list(session.follow(job.io, n)) for n in (2, 3)))
         assert ends == [(b"answered null\n", (0, None)), (b'refused "no"\n', (1, None))]
