@@ -46,6 +46,7 @@ from engine.model import (
     SnapshotSource,
     Warmth,
 )
+from engine.questions import Questions
 from engine.session import Connection, SessionEvent
 from engine.snapshots import Snapshots
 from engine.verbs import verb
@@ -60,7 +61,7 @@ _GLANCE = 0.2
 """seconds between two looks at a job that is to run again"""
 
 
-class Engine(Snapshots, Watching):
+class Engine(Snapshots, Questions, Watching):
     """One root on this host. ``timeout`` (seconds) bounds each wait of a verb: for a lock, a freeze, a launch, a kill.
 
     Opening makes the root if it is new, and puts right what a crash or a reboot left. Raises NotPrivileged, BadRoot,
@@ -299,7 +300,8 @@ class Engine(Snapshots, Watching):
         progress: Progress | None = None,
     ) -> PauseResult:
         """Make a snapshot of a running or frozen job and give its compute back. ``state`` replaces the job's own JSON
-        value. A pause that fails leaves the job as it was.
+        value. A pause that fails leaves the job as it was. What a process of it asks (see `asked`) goes into the
+        snapshot, and the question's state becomes the job's unless ``state`` is given.
 
         ``mode`` ``process``: the processes are kept, or CannotCheckpoint is raised; ``filesystem``: they are not;
         ``auto``: they are if it can be done, else the result has the reason.
@@ -333,6 +335,8 @@ class Engine(Snapshots, Watching):
         workdir: str | None = None,
         keep_tcp: bool = False,
         memory: Memory = "auto",
+        answer: Any | msgspec.UnsetType = msgspec.UNSET,
+        idle: bool = False,
     ) -> ResumeResult:
         """Let a paused job go on, with its processes (``process``), started again from its files (``filesystem``), or
         with what the snapshot has. A resume that fails leaves it paused. Raises CannotRestore, InvalidInput ...
@@ -340,9 +344,14 @@ class Engine(Snapshots, Watching):
         ``workdir``: where its command starts from now on, if not where it began (that directory may be gone).
         ``keep_tcp``: don't close its connections to the outside; those within the job are always kept.
         ``memory``: ``lazy`` lets processes run before their memory is there, ``eager`` brings it back first, ``auto``
-        chooses by size; the result says which. A job whose memory never came is ``failed`` and can be resumed again."""
+        chooses by size; the result says which. A job whose memory never came is ``failed`` and can be resumed again.
+        ``answer``: a JSON value for the process that asks (see `asked`), which gets null without one.
+        ``idle``: start nothing: the job is up for `exec`, and starts its command, or the step that is next, when it was
+        paused with mode ``filesystem`` and is resumed. A job that failed and was kept is resumed where it failed."""
         with recover.taken(self._root, ref) as job:
-            return resume.resume(self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory)
+            return resume.resume(
+                self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory, answer=answer, idle=idle
+            )
 
     @verb("fork")
     def fork(
@@ -354,13 +363,25 @@ class Engine(Snapshots, Watching):
         env: Mapping[str, str] | None = None,
         keep_tcp: bool = False,
         memory: Memory = "auto",
+        answer: Any | msgspec.UnsetType = msgspec.UNSET,
+        idle: bool = False,
     ) -> ForkResult:
         """Resume a snapshot as a new job; the snapshot stays, and so does the job that it came from. ``env`` is added
         to the environment of the sessions that are started in it; all else as with `resume`."""
         snapshot = self._root.catalog.snapshot(ref)
         journal.about(snapshot=snapshot.id)
         with translated("fork snapshot"):
-            return run.fork(self._root, snapshot, name=name, mode=mode, env=env or {}, keep_tcp=keep_tcp, memory=memory)
+            return run.fork(
+                self._root,
+                snapshot,
+                name=name,
+                mode=mode,
+                env=env or {},
+                keep_tcp=keep_tcp,
+                memory=memory,
+                answer=answer,
+                idle=idle,
+            )
 
 
 def _forwarding() -> Finding:

@@ -20,6 +20,8 @@ seal      turn an upper into a layer that nobody writes any more
 freeze    stop a job in memory (cgroup v2 freezer); thaw: let it go on
 event     something that was done, tried or decided in a root; the journal has them, oldest first
 pause     freeze, seal, release compute; resume: mount, start, go on
+question  what a process of a job asks of who watches it; it waits for the answer, through a pause too
+lease     a process of a job says that the job is not to be paused for being idle
 fork      resume a snapshot as a new job; the snapshot stays
 recover   bring the world back in line with the catalog after a crash
 
@@ -42,6 +44,7 @@ Memory = Literal["auto", "eager", "lazy"]
 Archiving = Literal["background", "wait", "never"]
 Durability = Literal["full", "fast"]
 Format = Literal["serac", "oci", "podman"]
+Outcome = Literal["resumed", "forked", "answered", "refused"]
 
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -133,6 +136,8 @@ class JobSpec(Value, frozen=True, kw_only=True):
     """a signal, such as ``USR1``, for each session's first process at the same moment"""
     state: Any = None
     """the caller's own JSON value; travels in every snapshot's context"""
+    snapshot_on: Literal["failure"] | None = None
+    """``failure``: a snapshot stays of a job whose command or step failed"""
 
 
 class SessionSpec(Value, frozen=True, kw_only=True):
@@ -178,12 +183,54 @@ class SessionStatus(Value, frozen=True, kw_only=True):
         return self.exit
 
 
+class Question(Value, frozen=True, kw_only=True):
+    """What a process of a job asks, and waits for the answer. All of it is the job's word."""
+
+    reason: str = ""
+    state: Any = None
+    """JSON; what it wrote that is none is a text"""
+    since: float | None = None
+    number: int = 0
+    """which one; init counts them, 0 = it doesn't"""
+
+
+class Answer(Value, frozen=True, kw_only=True):
+    """What the asker gets, or got."""
+
+    outcome: Outcome
+    value: Any = None
+    question: Question
+    step: str | None = None
+    """that session 0 was at"""
+    told: bool = False
+    """whether the asker has it; if not, whoever takes the job next sees to that"""
+
+
+class Failure(Value, frozen=True, kw_only=True):
+    """How a job's command failed."""
+
+    status: int
+    """as ``SessionStatus.status``"""
+    step: str | None = None
+    """the one that failed"""
+    workdir: str = "/"
+    """where the command, or each step, began"""
+
+
 class Context(Value, frozen=True, kw_only=True):
     """What a filesystem resume starts again."""
 
     sessions: tuple[SessionSpec, ...] = ()
     state: Any = None
     labels: dict[str, str] = {}
+    question: Question | None = None
+    """that is open: a resume answers it"""
+    answers: tuple[Answer, ...] = ()
+    """to what the step that is started again had asked, oldest first"""
+    failure: Failure | None = None
+    """of a job that has ended with it"""
+    idle: bool = False
+    """whether session 0 was held back, and runs in no process of the snapshot"""
 
 
 class Address(Value, frozen=True, kw_only=True):
@@ -237,7 +284,7 @@ class Job(Value, frozen=True, kw_only=True):
     frozen: bool = False
     """while it is ``pausing``: whether it was frozen before"""
     snapshot: str | None = None
-    """the snapshot it was last paused to, or is being resumed from"""
+    """the snapshot it was last paused to, is being resumed from, or was kept as when it failed"""
     pending: tuple[SessionSpec, ...] = ()
     """sessions that a resume has still to start; not empty only between its commit and its end"""
     loading: Loading | None = None
@@ -253,6 +300,12 @@ class Job(Value, frozen=True, kw_only=True):
     pauses: int = 0
     forked_from: str | None = None
     """snapshot id"""
+    answers: tuple[Answer, ...] = ()
+    """that its processes were given; the last one may be still to be told"""
+    held: SessionSpec | None = None
+    """session 0 of a job that was brought back idle: the next start from its files starts it"""
+    owes: bool = False
+    """whether it has failed, and the snapshot of that is still to be made"""
 
 
 class HostFacts(Value, frozen=True, kw_only=True):

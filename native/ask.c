@@ -1,88 +1,114 @@
 #include "ask.h"
 
 #include "cleanup.h"
-#include "protocol.h"
-#include "records.h"
+#include "client.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
-#include <sys/un.h>
-#include <unistd.h>
 
-static const char socket_path[] = "/run/serac/init.sock";
+enum { ANSWERED = 0, REFUSED = 1, FAILED = 2, LATE = 3 };
+
+struct question {
+    const char *reason, *state;
+    long long patience; /* milliseconds, -1: no limit */
+};
 
 static int say(const char *what) {
-    fprintf(stderr, "serac-init ask: %s: %s\n", what, strerror(errno));
-    return 2;
+    fprintf(stderr, "serac ask: %s: %s\n", what, strerror(errno));
+    return FAILED;
 }
 
-static int dial(void) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    memcpy(address.sun_path, socket_path, sizeof socket_path);
-    autoclose int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
-        return -1;
-    return steal_fd(&fd);
-}
-
-static int send_question(int fd, int argc, char **argv) {
-    struct writer records = {0};
-    record_put(&records, "reason", argc > 2 ? argv[2] : "");
-    if (argc > 3)
-        record_put(&records, "state", argv[3]);
-    autofree char *owned = records.bytes;
-    struct message head = {.type = M_ASK, .length = (uint32_t)records.size};
-    struct iovec parts[] = {{&head, sizeof head}, {owned, records.size}};
-    if (records.failed || records.size > CHUNK_MAX) {
-        errno = E2BIG;
-        return -1;
+/* A file's content, as far as it fits into a message: longer, or with a NUL in it, it is refused. */
+static char *read_state(const char *path) {
+    static char content[CHUNK_MAX + 1];
+    size_t size = 0;
+    ssize_t part = 0;
+    autoclose int fd = open(path, O_RDONLY | O_CLOEXEC);
+    while (fd >= 0 && size < sizeof content && (part = read(fd, content + size, sizeof content - size)) > 0)
+        size += (size_t)part;
+    if (fd < 0 || part < 0)
+        return NULL;
+    if (size == sizeof content || memchr(content, 0, size)) {
+        errno = size == sizeof content ? E2BIG : EINVAL;
+        return NULL;
     }
-    return writev(fd, parts, 2) < 0 ? -1 : 0;
+    return content;
 }
 
-/* The next message that is not a greeting: its type, -1 with errno. */
-static int receive(int fd, struct message *head, char payload[CHUNK_MAX + 1]) {
-    do {
-        struct iovec parts[] = {{head, sizeof *head}, {payload, CHUNK_MAX}};
-        ssize_t size = readv(fd, parts, 2);
-        if (size < (ssize_t)sizeof *head || (size_t)size != sizeof *head + head->length) {
-            errno = size < 0 ? errno : ECONNRESET;
-            return -1;
+static bool parse(int argc, char **argv, struct question *question) {
+    static const struct option options[] = {
+        {"reason", required_argument, NULL, 'r'},
+        {"state", required_argument, NULL, 's'},
+        {"timeout", required_argument, NULL, 't'},
+        {0},
+    };
+    long long seconds;
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;)
+        switch (option) {
+        case 'r':
+            question->reason = optarg;
+            break;
+        case 's':
+            question->state = optarg;
+            break;
+        case 't':
+            seconds = client_seconds(optarg);
+            question->patience = seconds * 1000;
+            if (seconds < 0)
+                return false;
+            break;
+        default:
+            return false;
         }
-        payload[head->length] = 0;
-    } while (head->type == M_HELLO);
-    if (head->type == M_ERROR) {
-        errno = (int)head->offset;
-        return -1;
-    }
-    return head->type;
+    return optind == argc;
 }
 
+static int send_question(int fd, const struct question *question) {
+    struct writer records = {0};
+    record_put(&records, "reason", question->reason);
+    if (question->state)
+        record_put(&records, "state", question->state);
+    return client_send(fd, M_ASK, &records);
+}
+
+/* One line: what became of it, and the answer. */
 static int print_answer(char *payload, size_t size) {
     struct reader reader = {payload, payload + size};
+    const char *outcome = "", *state = "null";
     char *key, *value;
-    int result = 2;
     while (record_next(&reader, &key, &value) == 1) {
-        printf("%s=%s\n", key, value);
         if (strcmp(key, "outcome") == 0)
-            result = strcmp(value, "refused") == 0;
+            outcome = value;
+        else if (strcmp(key, "state") == 0)
+            state = value;
     }
-    return fflush(stdout) == 0 ? result : 2;
+    if (printf("%s %s\n", outcome, state) < 0 || fflush(stdout) != 0)
+        return FAILED;
+    return strcmp(outcome, "refused") == 0 ? REFUSED : ANSWERED;
 }
 
 int ask_main(int argc, char **argv) {
     static char payload[CHUNK_MAX + 1];
+    struct question question = {.reason = "", .patience = -1};
     struct message head;
-    if (argc > 4) {
-        errno = E2BIG;
-        return say("arguments");
+    if (!parse(argc, argv, &question)) {
+        fputs("usage: ask [--reason TEXT] [--state JSON|@FILE] [--timeout TIME]\n", stderr);
+        return FAILED;
     }
-    autoclose int fd = dial();
+    if (question.state && *question.state == '@' && !(question.state = read_state(question.state + 1)))
+        return say("state");
+    autoclose int fd = client_dial();
     if (fd < 0)
-        return say(socket_path);
-    if (send_question(fd, argc, argv) < 0 || receive(fd, &head, payload) != M_ANSWER)
-        return say("no answer");
+        return say("no init");
+    if (send_question(fd, &question) < 0)
+        return say("question");
+    if (client_receive(fd, question.patience, &head, payload) != M_ANSWER) {
+        say("no answer");
+        return errno == ETIMEDOUT ? LATE : FAILED;
+    }
     return print_answer(payload, head.length);
 }

@@ -1,6 +1,5 @@
-/* `serac-init ask [REASON [STATE]]`: asks, from inside a job, for a pause; STATE is JSON and becomes the job's state.
- * Waits for the answer and prints its records, one a line.  Exit status 0: resumed or forked, 1: refused, 2: it could
- * not be asked. */
+/* The commands by which a program of the job talks to init; protocol.h, COMMANDS. */
 #pragma once
 
 int ask_main(int argc, char **argv);
+int awake_main(int argc, char **argv);

@@ -111,7 +111,6 @@ void connection_close(struct connection *connection, bool quietly) {
         take_rest(connection);
     if (connection->starting)
         connection->starting->starter = NULL;
-    question_left(connection);
     control_left(connection);
     /* The descriptor may be open in a child that is about to exec: the peer must not wait for that.  What it sent is
      * taken off the queue, else it would hear ECONNRESET before what it was sent. */
@@ -122,6 +121,8 @@ void connection_close(struct connection *connection, bool quietly) {
     for (size_t place = 0; place < CLIENTS_MAX; place++)
         if (table[place] == connection)
             table[place] = NULL;
+    question_left(connection);
+    lease_left(connection);
     if (connection->view)
         leave_view(connection, quietly);
     free(connection);

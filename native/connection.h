@@ -2,7 +2,8 @@
  *
  *   connection.c  packets in and out, and what an attached connection may do     init and holders
  *   control.c     the listener, and what a connection may do that isn't attached  init
- *   question.c    M_ASK and M_ANSWER                                              init
+ *   question.c    M_ASK, M_ANSWER and M_WATCH                                     init
+ *   lease.c       M_AWAKE                                                         init
  */
 #pragma once
 #include "loop.h"
@@ -28,9 +29,16 @@ struct connection {
     size_t fed;               /* bytes of the M_INPUT at the head of its queue that were taken */
     bool stuck;               /* the rest of that waits for room */
     bool parted;              /* the peer closed while it was stuck */
-    bool asking;
-    int listing; /* place in the table of sessions, -1: not listing */
-    pid_t pid;   /* the peer, 0: outside */
+    bool asking;              /* its question is open, or waits for its turn */
+    char *question;           /* while it is asking: the records of M_ASK */
+    size_t question_size;
+    uint64_t number, since; /* of its question: which one, and when it came */
+    bool watching;          /* is told of questions */
+    char *lease;            /* while it keeps the job awake: the records of M_AWAKE */
+    size_t lease_size;
+    uint64_t until; /* of its lease */
+    int listing;    /* place in the table of sessions, -1: not listing */
+    pid_t pid;      /* the peer, 0: outside */
 };
 
 struct packet {
@@ -82,5 +90,14 @@ void control_left(struct connection *connection);
 /* question.c */
 void question_ask(struct connection *connection, struct packet *packet);
 void question_answer(struct connection *connection, struct packet *packet);
+void question_watch(struct connection *connection);
 void question_left(struct connection *connection);
+/* The files that it keeps are written again: init has another directory, perhaps, since it was restored. */
+void question_renew(void);
 void question_forget(void);
+
+/* lease.c */
+void lease_hold(struct connection *connection, struct packet *packet);
+void lease_left(struct connection *connection);
+/* As question_renew; without a lease the file goes. */
+void lease_renew(void);

@@ -21,6 +21,7 @@
 static struct source door; /* the listening socket */
 static int spare = -1;     /* a descriptor to accept and refuse with when there are no more */
 static struct connection *quiescing;
+static bool quiet;            /* nobody has come since M_QUIESCE */
 static int64_t patience = -1; /* until then it waits for younger holders; -1: no longer */
 
 static void greet(struct connection *connection) {
@@ -77,6 +78,11 @@ static void knock(struct source *source, uint32_t events) {
     connection->pid = peer.pid;
     connection->trusted = !inside || peer.uid == 0;
     greet(connection);
+    if (quiet && !inside) {
+        question_renew();
+        lease_renew();
+    }
+    quiet &= inside;
 }
 
 int control_open(int listener) {
@@ -194,8 +200,8 @@ static bool starting(void) {
 static void close_others(void) {
     for (size_t place = 0; place < CLIENTS_MAX; place++) {
         struct connection *other = connection_at(place);
-        /* Who asks from inside gets the answer after the pause: that is what it waits for. */
-        if (other && other != quiescing && !(other->asking && other->inside))
+        /* Who asks from inside gets the answer after the pause: that is what it waits for. A lease outlives it too. */
+        if (other && other != quiescing && !((other->asking || other->lease) && other->inside))
             connection_close(other, true);
     }
 }
@@ -237,6 +243,7 @@ void control_quiet(void) {
         return;
     turn_away();
     connection_send(quiescing, &(struct message){.type = M_OK}, NULL);
+    quiet = true;
     /* Not shut down before it is closed: when the peer hears that, the descriptor is gone. */
     quiescing->handed = quiescing->broken = true;
     connection_wait(quiescing);
@@ -269,7 +276,7 @@ void control_left(struct connection *connection) {
 
 void control_message(struct connection *connection, struct packet *packet) {
     uint8_t type = packet->head.type;
-    if (connection->asking || (!connection->trusted && type != M_ASK)) {
+    if (connection->asking || (!connection->trusted && type != M_ASK && type != M_AWAKE)) {
         connection_fail(connection, connection->asking ? EPROTO : EPERM, "packet");
         return;
     }
@@ -291,6 +298,12 @@ void control_message(struct connection *connection, struct packet *packet) {
         return;
     case M_ANSWER:
         question_answer(connection, packet);
+        return;
+    case M_WATCH:
+        question_watch(connection);
+        return;
+    case M_AWAKE:
+        lease_hold(connection, packet);
         return;
     case M_QUIESCE:
         quiesce(connection);

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -88,6 +89,27 @@ static int open_standard_files(void) {
     return fd < 0 ? -1 : close(fd);
 }
 
+/* Where programs of the job find the commands, whichever init runs; a job that is in the way goes without. */
+static void name_commands(void) {
+    static const char place[] = "/.serac/";
+    static const char *const names[] = {"/.serac/ask", "/.serac/awake"};
+    char own[PATH_MAX], now[PATH_MAX], beside[32];
+    ssize_t size = readlink("/proc/self/exe", own, sizeof own - 1);
+    if (size < 0 || strncmp(own, place, sizeof place - 1) != 0)
+        return;
+    own[size] = 0;
+    const char *program = own + sizeof place - 1;
+    for (size_t at = 0; at < sizeof names / sizeof *names; at++) {
+        ssize_t length = readlink(names[at], now, sizeof now);
+        if (length == (ssize_t)strlen(program) && strncmp(now, program, (size_t)length) == 0)
+            continue;
+        snprintf(beside, sizeof beside, "%s.new", names[at]);
+        unlink(beside);
+        if (symlink(program, beside) == 0 && rename(beside, names[at]) < 0)
+            unlink(beside);
+    }
+}
+
 static int set_up(void) {
     setsid(); /* fails for who leads one already */
     /* The listener first: with 0 to 2 closed a new descriptor would otherwise become one of them. */
@@ -99,6 +121,8 @@ static int set_up(void) {
     spawn_limits();
     sessions_number_from(highest + 1);
     question_forget();
+    lease_renew();
+    name_commands();
     return loop_start() < 0 || watch_signals() < 0 || control_open(LISTENER) < 0 ? -1 : 0;
 }
 
@@ -128,17 +152,25 @@ static int serve(void) {
         control_quiet();
     }
     question_forget();
+    iodir_remove("awake");
     return exit_code;
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1 && strcmp(argv[1], "ask") == 0)
+    const char *name = strrchr(argv[0], '/');
+    name = name ? name + 1 : argv[0];
+    if (strcmp(name, "ask") == 0)
         return ask_main(argc, argv);
+    if (strcmp(name, "awake") == 0)
+        return awake_main(argc, argv);
+    if (argc > 1 && strcmp(argv[1], "ask") == 0)
+        return ask_main(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "awake") == 0)
+        return awake_main(argc - 1, argv + 1);
     if (argc > 1 && (strcmp(argv[1], "pack") == 0 || strcmp(argv[1], "unpack") == 0))
         return copy_main(argc - 1, argv + 1);
     if (argc > 1) {
-        fputs("usage: serac-init | serac-init ask [REASON [STATE]] | serac-init pack ... | serac-init unpack ...\n",
-              stderr);
+        fputs("usage: serac-init | serac-init ask|awake|pack|unpack ...\n", stderr);
         return 2;
     }
     return serve();

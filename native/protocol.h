@@ -105,13 +105,14 @@
  * then `length` bytes.  All integers little-endian.  A packet that is cut, too long, unknown or not allowed in the
  * connection's state is answered with M_ERROR and the connection closed.
  * Trust: peers outside the job's pid namespace (SO_PEERCRED pid 0) and uid 0 inside may send everything; any other
- * peer inside only M_ASK.
+ * peer inside only M_ASK and M_AWAKE.
  *
  * On accept init sends M_HELLO.  Then a connection is one of:
- *   control     any number of M_START (detached), M_LIST, M_SIGNAL, M_ANSWER, M_QUIESCE
+ *   control     any number of M_START (detached), M_LIST, M_SIGNAL, M_ANSWER, M_WATCH, M_QUIESCE
  *   attached    after M_START with `attach=1` or M_ATTACH: a view of one session, M_INPUT / M_INPUT_END / M_RESIZE /
  *               M_SIGNAL one way, M_OUTPUT / M_STEP / M_EXIT the other; closing it detaches
- *   asking      after M_ASK: blocks until M_ANSWER
+ *   asking      after M_ASK: blocks until M_ANSWER; afterwards it may ask again
+ *   holding     after M_AWAKE: keeps the job awake until it is closed; another M_AWAKE takes the place of the first
  * In a control connection M_SIGNAL and M_ANSWER are answered with M_OK or M_ERROR; a request that fails leaves it open.
  * An attached one is closed by init after the last message of its session, so an M_EXIT that more follows is of an
  * earlier life of a session that came back.  Input for a session that takes none (any more) is dropped; input for one
@@ -120,7 +121,7 @@
  * how many bytes of M_INPUT it took (or dropped) since it began, so that who fed it knows what to send again.
  * M_QUIESCE lets starts that are under way be answered, takes what attached ones have sent already as far as there is
  * room for it, kills the sessions with lent files, and is answered when they are reaped and every connection is closed but
- * those that ask from inside: their answer comes after the pause.  Each terminal's holder is then younger than every
+ * those that ask or hold from inside: their answer comes after the pause.  Each terminal's holder is then younger than every
  * process that was there before, unless one takes more than 5 seconds for that.  From then on, until somebody connects
  * again, no process of the job holds a descriptor that was a client's, nor a log open for reading.  A second M_QUIESCE
  * meanwhile is EBUSY.
@@ -148,7 +149,37 @@
  *                            or signal=N and ended=NANOSECONDS; for steps `done=NAME` for each completed one, in order,
  *                            and `step=NAME` for the running one
  *   N.log, N.log.old         output; see LOG
- *   ask                      the open request of M_ASK: reason=TEXT, state=JSON, pid=N
+ *   ask                      the open request of M_ASK: reason=TEXT, state=JSON, pid=N, id=N (which one, counted from 1),
+ *                            since=NANOSECONDS
+ *   awake                    while M_AWAKE holds: until=NANOSECONDS (0: until it is let go), reason=TEXT; of several the
+ *                            longest.  Who reads it compares `until` with the clock: init doesn't
+ * The engine writes:
+ *   generation               another id after each resume, and in each fork
+ *   answers                  after a resume in mode `filesystem`, of the command or step that was started again: for each
+ *                            question that was answered reason=TEXT, then the records of its M_ANSWER; oldest first, the
+ *                            last 64 of them.  An M_ASK with that very reason is answered by the first, at once, and the
+ *                            next one by the next
+ *
+ * ASKING.  One question is open at a time, others wait in order.  An answer is that of the open one, and with `offset`
+ * only if that is its id: ENOENT else.  In mode `process` the asker waits through the pause; in mode `filesystem` it is
+ * gone, and what is started again asks again.  A question goes with the connection of who asked.
+ *
+ * COMMANDS.  /.serac/ask and /.serac/awake are links to the init that runs in the job, made when it starts.
+ *   ask [--reason TEXT] [--state JSON|@FILE] [--timeout TIME]
+ *       prints one line, `OUTCOME ANSWER`: resumed, forked, answered or refused; the answer is JSON, `null` without one,
+ *       of `refused` the reason.  Exit status 0; 1: refused; 2: it can't be asked; 3: no answer in TIME (90, 15m, 2h, 1d),
+ *       which doesn't count pauses
+ *   awake [--for TIME] [--reason TEXT] [-- COMMAND [ARG ...]]
+ *       holds as long as the command runs, and exits with its status, or with 125 if it can't hold; without a command
+ *       until it is killed, or TIME is over.  TIME counts pauses: it is of the wall clock
+ * The same without them, in Python (reason and state together at most 32 KiB):
+ *   head, sock = struct.Struct("<BBHIIIQQ"), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+ *   sock.connect("/run/serac/init.sock")
+ *   payload = b"reason=deploy?\0" b'state={"commit": "4f0c2a91"}\0'
+ *   sock.send(head.pack(15, 0, 0, 0, len(payload), 0, 0, 0) + payload)
+ *   while (packet := sock.recv(1 << 16)) and packet[0] == 1: pass  # M_HELLO
+ *   kind, records = packet[0], dict(part.split(b"=", 1) for part in packet[head.size:].split(b"\0") if b"=" in part)
+ *   # kind 16: records[b"outcome"], records.get(b"state"); kind 19: an error; b"": the job ends
  *
  * LOG.  A log file is a `struct log_head` and then messages exactly as sent to attached clients (M_OUTPUT, M_STEP,
  * M_EXIT); `offset` in each is its own logical position: the byte position had the log never been rotated, counted
@@ -167,7 +198,8 @@
 #define MESSAGE_MAX (1u << 20) /* payload of M_START; every other payload is at most CHUNK_MAX */
 #define CHUNK_MAX (32u << 10)
 #define SESSIONS_MAX 1024
-#define CLIENTS_MAX 256 /* connections to one init */
+#define ANSWERS_MAX (128u << 10) /* bytes of the file `answers` */
+#define CLIENTS_MAX 256          /* connections to one init */
 #define LOG_MAGIC "seraclog"
 #define LOG_VERSION 1
 
@@ -186,11 +218,15 @@ enum message_type {
     M_SIGNAL = 12,  /* client: `session`, `stream` = signal number; to the session's process group */
     M_LIST = 13,    /* client; answered by M_LISTED for each live session and one with `session` ~0 */
     M_LISTED = 14,  /* init: `session`, payload status records */
-    M_ASK = 15,     /* client inside: payload records reason=TEXT state=JSON */
-    M_ANSWER = 16,  /* client outside -> init -> asker: payload records outcome=resumed|forked|refused, text=, state= */
+    M_ASK = 15,     /* client inside: payload records reason=TEXT state=JSON; init to who watches: `offset` its id */
+    M_ANSWER = 16,  /* client outside -> init -> asker: `offset` id or 0; payload records
+                     * outcome=resumed|forked|answered|refused, text=, state=JSON */
     M_QUIESCE = 17, /* client outside: every connection is closed, this one last, after M_OK; see above */
     M_OK = 18,
     M_ERROR = 19, /* `stream` 0, `offset` errno, payload: step or reason as text */
+    M_WATCH =
+        20, /* client outside; answered by M_OK, and M_ASK for the question that is open and each that is opened */
+    M_AWAKE = 21, /* client inside: payload records until=NANOSECONDS (0: no end) reason=TEXT; answered by M_OK */
 };
 
 struct message {

@@ -29,6 +29,23 @@ int record_next(struct reader *reader, char **key, char **value) {
     return 1;
 }
 
+bool records_known(char *bytes, size_t size, const char *const *keys) {
+    struct reader reader = {bytes, bytes + size};
+    char *key, *value;
+    unsigned seen = 0;
+    int result;
+    while ((result = record_next(&reader, &key, &value)) == 1) {
+        int at = 0;
+        while (keys[at] && strcmp(keys[at], key) != 0)
+            at++;
+        value[-1] = '=';
+        if (!keys[at] || seen & 1u << at)
+            return false;
+        seen |= 1u << at;
+    }
+    return result == 0;
+}
+
 static bool writer_room(struct writer *writer, size_t more) {
     if (writer->size + more <= writer->room)
         return true;

@@ -16,6 +16,9 @@ struct writer {
 /* The next record, split in place: 1 and *key, *value; 0 at the end; -1 when it is malformed (errno EINVAL). */
 int record_next(struct reader *reader, char **key, char **value);
 
+/* Whether all of it are records of these keys (NULL ends them), each at most once; the bytes stay as they are. */
+bool records_known(char *bytes, size_t size, const char *const *keys);
+
 void record_put(struct writer *writer, const char *key, const char *value);
 void record_number(struct writer *writer, const char *key, long long value);
 

@@ -12,10 +12,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from outcomes import (
+    base_is,
+    comes_back,
+    has_failed,
+    has_file,
+    is_answered,
+    is_archived,
+    is_as_it_must_be,
+    is_collected,
+    is_flat,
+    is_flushed,
+    is_gone,
+    is_imported,
+    is_in,
+    memory_is_whole,
+    none_is_pinned,
+    pins,
+    second_runs,
+)
 from remains import killed
 from roots import inside, shell, wait_for
 
-from engine import Engine, JobState
+from engine import Engine, JobState, SessionSpec
 from engine.base import DirSource
 from engine.errors import InvalidInput, NameTaken, NotFound, SeracError, WrongState
 from engine.lifecycle import pause, recover
@@ -148,6 +167,22 @@ def init(engine: Engine) -> int:
     return int(json.loads(place.read_bytes())["pid"])
 
 
+def asking(engine: Engine) -> None:
+    """A process of the job asks, and waits."""
+    engine.start("a", SessionSpec(argv=("/.serac/ask", "--reason", "why")))
+    wait_for(lambda: engine.asked("a") is not None)
+
+
+def failed(engine: Engine) -> None:
+    """A job that is to be kept when it fails has failed, and nobody has looked."""
+    script = "echo begun >> /lives; head -c 200000 /dev/urandom > /kept; mkdir /d; ln /kept /d/link; rm /src/lower; "
+    script += "md5sum /kept > /sum; exit 3"
+    engine.run(shell(script, name="a", snapshot_on="failure"))
+    group = engine._root.group_of(engine._root.catalog.job("a"))
+    wait_for(lambda: "populated 0" in Path(group.path, "cgroup.events").read_text())
+    os.sync()
+
+
 def pages_came(engine: Engine) -> None:
     """Memory came back, lazily, and nobody has looked."""
     engine.resume("a", memory="lazy")
@@ -172,87 +207,6 @@ def killed_at(call: str, place: str) -> Callable[[Engine], None]:
         killed(engine, call, place)
 
     return kill
-
-
-# what the verb is for
-
-
-def is_in(*names: str) -> Callable[[Engine], None]:
-    """State of the job ``a``; a take whose resume was cut off leaves it paused."""
-
-    def check(engine: Engine) -> None:
-        assert engine.job("a").state in states(*names)
-
-    return check
-
-
-def second_runs(engine: Engine) -> None:
-    assert engine.job("b").state is JobState.RUNNING
-    inside(engine, "b", "true")
-
-
-def is_gone(engine: Engine) -> None:
-    assert [found.name for found in engine.jobs(ended=True)] == []
-
-
-def is_archived(engine: Engine) -> None:
-    (snapshot,) = [entry for entry in engine.snapshots() if entry.id == engine.job("a").snapshot]
-    assert engine.snapshot_verify(snapshot.id) == []
-
-
-def is_flat(engine: Engine) -> None:
-    assert len(engine.snapshot(str(engine.job("a").snapshot)).layers) == 1
-
-
-def is_collected(engine: Engine) -> None:
-    assert engine.collect() == []
-
-
-def has_file(name: str) -> Callable[[Engine], None]:
-    def check(_: Engine) -> None:
-        assert Path(os.environ["WORK"], name).exists()
-
-    return check
-
-
-def comes_back(engine: Engine) -> None:
-    newest = engine.snapshots()[-1]
-    engine.fork(newest.id, name="a")
-
-
-def is_imported(engine: Engine) -> None:
-    assert [entry for entry in engine.snapshots() if entry.name == "layout"]
-
-
-def base_is(*, there: bool) -> Callable[[Engine], None]:
-    def check(engine: Engine) -> None:
-        assert any("other" in base.names for base in engine.bases()) is there
-
-    return check
-
-
-def pins(engine: Engine) -> None:
-    assert [entry.pinned for entry in engine.snapshots()] == [True]
-
-
-def has_copy(engine: Engine) -> None:
-    assert inside(engine, "a", "cmp /copied /kept && echo same") == "same\n"
-
-
-def is_flushed(engine: Engine) -> None:
-    assert engine.snapshot(str(engine.job("a").snapshot)).unflushed is None
-
-
-def is_as_it_must_be(engine: Engine) -> None:
-    assert Engine.check(engine.config.root).violations == ()
-
-
-def none_is_pinned(engine: Engine) -> None:
-    assert not [entry for entry in engine.snapshots() if entry.pinned]
-
-
-def memory_is_whole(engine: Engine) -> None:
-    assert engine.job("a").loading is None
 
 
 RUNS, STAYS = states("running"), states("paused")
@@ -374,6 +328,11 @@ SCENES = {
         None,
         is_as_it_must_be,
     ),
+    "answer": Scene("engine.answer('a')", (job, asking), RUNS, NotFound, is_answered),
+    "recover-answer": Scene(
+        "engine.jobs()", (job, asking, killed_at("engine.answer('a')", "answer.commit:after")), RUNS, None, is_answered
+    ),
+    "keep": Scene("engine.job('a')", (failed,), states("exited"), None, has_failed),
     "recover-created": Scene(
         "engine.jobs()", (job, killed_at("engine.run(JobSpec(base='small', name='b'))", "run.start:after")), RUNS
     ),

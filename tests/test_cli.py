@@ -29,7 +29,8 @@ from engine.model import Limits, PauseResult, Step
 VERBS = {
     "base build", "base ls", "base show", "base profile",
     "base warm", "base rm", "run", "ps", "show", "logs", "exec", "attach", "cp",
-    "pause", "freeze", "thaw", "resume", "stop", "rm", "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
+    "pause", "freeze", "thaw", "resume", "answer", "stop", "rm",
+    "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
     "snapshot pin", "snapshot unpin", "snapshot archive", "snapshot verify", "snapshot diff", "snapshot flatten",
     "snapshot export", "snapshot import", "gc", "check", "events", "doctor", "completion",
 }  # fmt: skip

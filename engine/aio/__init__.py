@@ -198,6 +198,10 @@ class AsyncEngine:
     follow = _iterated(Engine.follow, _following)
     events = _iterated(Engine.events, _tailing)
 
+    asked = _verb(Engine.asked)
+    answer = _verb(Engine.answer)
+    refuse = _verb(Engine.refuse)
+
     snapshot_take = _verb(Engine.snapshot_take)
     snapshots = _verb(Engine.snapshots)
     snapshot = _verb(Engine.snapshot)
@@ -229,6 +233,10 @@ class AsyncEngine:
                     raise
             while (await self.job(ref)).state in _TO_RUN:
                 await self._watch.until(Await(seconds=GLANCE))
+
+    async def listen(self, ref: str) -> AsyncConnection:
+        """As of the engine, with a connection for tasks."""
+        return await self._connected(Engine.listen, ref)
 
     async def wait(
         self,

@@ -55,6 +55,12 @@ class AsyncConnection:
             return None
         return self._connection.receive()
 
+    async def asked(self) -> int | None:
+        """The number of the next question, None at the connection's end; of a connection that `listen` gave."""
+        if not await self._watch.until(Await(fd=self.fileno())):
+            return None
+        return self._connection.asked()
+
     async def send(self, data: bytes) -> int:
         """Input for the session, as it takes it. How much was sent: less than all when the connection is lost."""
         for at in range(0, len(data), CHUNK_MAX):

@@ -20,7 +20,9 @@ default is left out:
     parent          the snapshot that the job had been resumed from, by its id
     created         seconds since the epoch
 
-Written history: serac-snapshot/1, the first. A reader takes every version up to its own and refuses newer ones.
+Written history: serac-snapshot/1, the first. A reader takes every version up to its own and refuses newer ones. Since
+then spec may have ``snapshot_on``, and context ``question``, ``answers``, ``failure`` and ``idle``; a reader that
+doesn't know them refuses a manifest that has any.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ from argparse import Namespace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from engine.cli import archive, run, text, values
 from engine.cli.opening import open_engine
 from engine.cli.output import Output
@@ -16,7 +18,7 @@ from engine.model import ForkResult, JobState
 
 if TYPE_CHECKING:
     from engine.engine import Engine
-    from engine.model import Job, ResumeResult, SessionStatus
+    from engine.model import Job, Question, ResumeResult, SessionStatus
 
 
 def add(verbs: Verbs) -> None:
@@ -54,13 +56,27 @@ def _add_pauses(verbs: Verbs) -> None:
     _add_job(verbs.add("freeze", freeze, "stop a job in memory, for a while", examples="serac freeze build"))
     _add_job(verbs.add("thaw", thaw, "let a frozen job go on", examples="serac thaw build"))
     _add_resume(verbs)
+    _add_answer(verbs)
+
+
+def _add_answer(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "answer", answer, "answer what a process of a running job asks",
+        more="`ps` and `show` say what is asked. A job that was paused meanwhile is answered by `resume --answer`.",
+        examples="serac answer build '{\"approve\": true}'\nserac answer build --refuse 'not on a Friday'",
+    )  # fmt: skip
+    _add_job(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("value", metavar="JSON", nargs="?", type=values.json_value, help="the answer (default null)")
+    what.add_argument("--refuse", metavar="REASON", help="say why there is none; the job runs on")
 
 
 def _add_resume(verbs: Verbs) -> None:
     parser = verbs.add(
         "resume", resume, "start a paused job again, or fork a snapshot as a new job",
         more="With a job: it goes on. With a snapshot, or with --as: a new job begins there and the snapshot stays.",
-        examples="serac resume build\nserac resume 4f0c2a91 --as second-try\nserac resume build --as variant -e SEED=2",
+        examples="serac resume build\nserac resume 4f0c2a91 --as second-try\nserac resume build --as variant -e SEED=2"
+        "\nserac resume build --answer '{\"approve\": true}'",
     )  # fmt: skip
     parser.add_argument("what", metavar="JOB|SNAP", help="a paused job's name or id, or a snapshot's id")
     parser.add_argument("--as", dest="name", metavar="NAME", help="fork, under this name")
@@ -85,6 +101,13 @@ def _add_resume(verbs: Verbs) -> None:
         help="with a fork: set a variable for the sessions that are started in it",
     )  # fmt: skip
     parser.add_argument("--workdir", "-w", metavar="DIR", help="where the job's command starts, if its own is gone")
+    parser.add_argument(
+        "--idle", action="store_true",
+        help="from the files, and start nothing: for `exec`. The command starts when it is paused and resumed again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--answer", metavar="JSON", type=values.json_value, default=UNSET, help="to what a process of the job asks"
+    )
 
 
 def _add_ends(verbs: Verbs) -> None:
@@ -113,22 +136,32 @@ def ps(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
         jobs = engine.jobs(ended=args.all)
         archives = archive.states(engine, jobs)
+        asked = {job.id: _asked(engine, job) for job in jobs}
     if args.quiet:
         out.names([job.name for job in jobs])
         return 0
     columns = ("NAME", "STATE", "BASE", "COMMAND", "CREATED", "PAUSES", "SNAPSHOT", "ARCHIVE")
-    documents = [_document(job, archives.get(job.id)) for job in jobs]
-    out.table(documents, columns, (_row(job, archives.get(job.id)) for job in jobs))
+    documents = [_document(job, archives.get(job.id), asked[job.id]) for job in jobs]
+    out.table(documents, columns, (_row(job, archives.get(job.id), asked[job.id]) for job in jobs))
     return 0
 
 
-def _document(job: Job, archived: dict[str, object] | None) -> dict[str, object]:
-    return {**{field: getattr(job, field) for field in job.__struct_fields__}, "archive": archived}
+def _asked(engine: Engine, job: Job) -> Question | None:
+    try:
+        return engine.asked(job.id)
+    except NotFound:  # it was removed meanwhile
+        return None
 
 
-def _row(job: Job, archived: dict[str, object] | None) -> tuple[str, ...]:
+def _document(job: Job, archived: dict[str, object] | None, asked: Question | None) -> dict[str, object]:
+    facts = {field: getattr(job, field) for field in job.__struct_fields__}
+    return {**facts, "archive": archived, "asks": asked}
+
+
+def _row(job: Job, archived: dict[str, object] | None, asked: Question | None) -> tuple[str, ...]:
     command, snapshot = text.short(_command(job), 40), job.snapshot or ""
-    facts = job.name, _state(job), job.spec.base, command, text.age(job.created), str(job.pauses), snapshot
+    state = _state(job) if asked is None else f"{_state(job)}, asks: {text.short(asked.reason, 40)}"
+    facts = job.name, state, job.spec.base, command, text.age(job.created), str(job.pauses), snapshot
     return *facts, archive.state_text(archived)
 
 
@@ -147,8 +180,14 @@ def show(args: Namespace, out: Output) -> int:
         job = engine.job(args.job)
         sessions = engine.sessions(job.id)
         archived = archive.states(engine, [job]).get(job.id)
-    facts = {**_facts(job), "archive": archive.state_text(archived), "sessions": "\n".join(map(_session, sessions))}
-    out.listing({**_document(job, archived), "sessions": sessions}, facts)
+        asked = _asked(engine, job)
+    facts = {
+        **_facts(job),
+        "asks": "" if asked is None else asked.reason or "(without a reason)",
+        "archive": archive.state_text(archived),
+        "sessions": "\n".join(map(_session, sessions)),
+    }
+    out.listing({**_document(job, archived, asked), "sessions": sessions}, facts)
     return 0
 
 
@@ -236,7 +275,10 @@ def resume(args: Namespace, out: Output) -> int:
 def _resume(engine: Engine, args: Namespace) -> ResumeResult:
     """A job's name comes before a snapshot's id."""
     job = _job(engine, args.what)
-    how = {"mode": args.mode, "keep_tcp": args.tcp == "keep", "memory": args.memory}
+    how = {
+        "mode": args.mode, "keep_tcp": args.tcp == "keep", "memory": args.memory, "answer": args.answer,
+        "idle": args.idle,
+    }  # fmt: skip
     if job is not None and args.name is None:
         if args.env:
             raise InvalidInput("--env goes with a fork, not with a job that is resumed", hint="add --as NAME")
@@ -247,6 +289,14 @@ def _resume(engine: Engine, args: Namespace) -> ResumeResult:
         raise WrongState(f"job {job.name} isn't paused", hint="pause it, or name a snapshot: `serac snapshot ls`")
     snapshot = args.what if job is None or job.snapshot is None else job.snapshot
     return engine.fork(snapshot, name=args.name, env=dict(args.env or ()), **how)
+
+
+def answer(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        asked = engine.answer(args.job, args.value) if args.refuse is None else engine.refuse(args.job, args.refuse)
+    verb = "answered" if args.refuse is None else "refused"
+    out.value(asked, f"{verb} {args.job}, which asked: {asked.reason or '(without a reason)'}")
+    return 0
 
 
 def _job(engine: Engine, what: str) -> Job | None:

@@ -38,6 +38,10 @@ class Lost(msgspec.Struct, frozen=True):
     """The connection ended before the session did: the job was paused, or it is gone."""
 
 
+class Asks(msgspec.Struct, frozen=True):
+    """A process of the job asks something, and waits."""
+
+
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """How to show a session. ``raw``: our terminal becomes its terminal; ``input``: standard input goes to it."""
 
@@ -58,10 +62,11 @@ class Relay:
         self._input = _Input(wishes.keys if wishes.raw else b"")
         self._forwarded = False
 
-    def run(self, connection: Connection) -> Exit | Detached | Lost:
+    def run(self, connection: Connection, questions: Connection | None = None) -> Exit | Detached | Lost | Asks:
+        """``questions``: a connection that hears of them; the first one ends this."""
         self._connection = connection
         self._exit: Exit | None = None
-        self._ending: Exit | Detached | Lost | None = None
+        self._ending: Exit | Detached | Lost | Asks | None = None
         with contextlib.ExitStack() as stack:
             signals = stack.enter_context(terminal.caught(RAW_SIGNALS if self._wishes.raw else PLAIN_SIGNALS))
             self._poll = stack.enter_context(selectors.PollSelector())
@@ -70,11 +75,19 @@ class Relay:
                 connection.resize(*terminal.size(0))
             self._poll.register(signals, selectors.EVENT_READ, lambda _: self._signals(signals))
             self._poll.register(connection, selectors.EVENT_READ, self._exchange)
+            if questions is not None:
+                self._poll.register(questions, selectors.EVENT_READ, lambda _: self._asked(questions))
             if self._wishes.input:
                 self._go_on()
             return self._loop()
 
-    def _loop(self) -> Exit | Detached | Lost:
+    def _asked(self, questions: Connection) -> None:
+        if questions.asked() is None:
+            self._poll.unregister(questions)
+        else:
+            self._ending = Asks()
+
+    def _loop(self) -> Exit | Detached | Lost | Asks:
         while self._ending is None:
             for key, mask in self._poll.select():
                 if self._ending is None:

@@ -10,10 +10,11 @@ from engine.cli.opening import open_engine
 from engine.cli.output import Output
 from engine.cli.parser import Parser, Verbs
 from engine.errors import InvalidInput
-from engine.model import JobSpec, Limits
+from engine.model import JobSpec, JobState, Limits
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.model import Job
 
 
 def add(verbs: Verbs) -> None:
@@ -48,6 +49,9 @@ def _add_what(parser: Parser) -> None:
     )
     group.add_argument("--resume-signal", metavar="SIG", help="a signal for its sessions at that moment: USR1, HUP ...")
     group.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
+    group.add_argument(
+        "--snapshot-on", choices=("failure",), help="when the command or a step fails, keep all of it as a snapshot"
+    )
 
 
 def _add_where(parser: Parser) -> None:
@@ -72,6 +76,10 @@ def _add_how(parser: Parser) -> None:
     group = parser.add_argument_group("how to stay with it")
     group.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
     group.add_argument("-d", "--detach", action="store_true", help="print the job's name, don't wait")
+    group.add_argument(
+        "--on-ask", choices=("wait", "pause"), default="wait",
+        help="when a process of it asks something: leave it waiting (the default), or pause the job (exit status 220)",
+    )  # fmt: skip
     session.add_staying(parser)
 
 
@@ -80,6 +88,8 @@ def run(args: Namespace, out: Output) -> int:
         session.check_terminal(out)
     if args.step and args.command:
         raise InvalidInput("a job has steps or a command, not both", hint="make the command the last step")
+    if args.detach and args.on_ask == "pause":
+        raise InvalidInput("nobody stays who could pause it", hint="leave out --detach or --on-ask")
     with open_engine(args) as engine:
         job = engine.run(_spec(args, engine), terminal=terminal.size(0) if args.tty else None)
         if args.detach:
@@ -89,7 +99,15 @@ def run(args: Namespace, out: Output) -> int:
             out.value(job, job.name)
             out.note(f"it stays up: use `serac exec {job.name} -- CMD`; `serac stop {job.name}` ends it")
             return 0
-        return session.stay(engine, job, args, out)
+        status = session.stay(engine, job, args, out)
+        if args.snapshot_on is not None and any(not entry.running for entry in engine.sessions(job.id) if not entry.id):
+            _tell_kept(engine.wait(job.id), out)
+        return status
+
+
+def _tell_kept(job: Job, out: Output) -> None:
+    if job.state is JobState.EXITED and job.status and job.snapshot is not None:
+        out.note(f"it failed and is kept: `serac resume {job.snapshot} --as NAME --idle` brings it up for `serac exec`")
 
 
 def _spec(args: Namespace, engine: Engine) -> JobSpec:
@@ -109,6 +127,7 @@ def _spec(args: Namespace, engine: Engine) -> JobSpec:
         on_resume=("/bin/sh", "-c", args.on_resume) if args.on_resume else (),
         resume_signal=args.resume_signal,
         state=args.state,
+        snapshot_on=args.snapshot_on,
     )
 
 

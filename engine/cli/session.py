@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from engine.cli import files, terminal, values
 from engine.cli.opening import open_engine
 from engine.cli.output import Output
 from engine.cli.parser import Parser, Verbs
-from engine.cli.relay import Detached, Lost, Relay, Wishes
+from engine.cli.relay import Asks, Detached, Relay, Wishes
 from engine.cli.streams import View, status
 from engine.errors import InvalidInput, NotFound, Paused, SeracError, WrongState
 from engine.model import LIVE, JobState, SessionSpec
-from engine.session import TAIL
+from engine.session import TAIL, Exit
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -181,16 +183,44 @@ def watch(
     losses = _Losses(view)
     again: Connection | None = connection
     while again is not None:
-        with again:
-            ending = relay.run(again)
+        with again, _questions(engine, job, args) as questions:
+            ending = relay.run(again, questions)
         if isinstance(ending, Detached):
             return _left(job, view.session, ending, out)
-        if not isinstance(ending, Lost):
+        if isinstance(ending, Exit):
             view.show(ending)
             return status(ending)
+        if isinstance(ending, Asks):
+            _pause(engine, job, out)
         losses.check()
         again = _again(engine, job, view, args, out)
     return _finish(engine, job, view)
+
+
+@contextlib.contextmanager
+def _questions(engine: Engine, job: Job, args: Namespace) -> Iterator[Connection | None]:
+    """What hears of questions, for who wants the job paused when it asks; None too where it has ended by now."""
+    if getattr(args, "on_ask", "wait") != "pause":
+        yield None
+        return
+    try:
+        questions = engine.listen(job.id)
+    except (WrongState, Paused):
+        yield None
+        return
+    with questions:
+        yield questions
+
+
+def _pause(engine: Engine, job: Job, out: Output) -> None:
+    """Somebody else may have answered, paused or stopped it meanwhile."""
+    asked = engine.asked(job.id)
+    if asked is not None:
+        out.note(
+            f"job {job.name} asks: {asked.reason or '(without a reason)'}; `serac resume {job.name} --answer JSON`"
+        )
+        with contextlib.suppress(WrongState):
+            engine.pause(job.id)
 
 
 class _Losses:

@@ -13,7 +13,7 @@ from engine.cli.parser import Verbs
 from engine.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from engine.model import SessionSpec, Snapshot
+    from engine.model import Failure, SessionSpec, Snapshot
 
 
 def add(verbs: Verbs) -> None:
@@ -96,6 +96,8 @@ def show(args: Namespace, out: Output) -> int:
         "base": f"{snapshot.spec.base} ({snapshot.base[:12]})",
         "layers": "\n".join(snapshot.layers),
         "memory": text.size(snapshot.image.memory) if snapshot.image is not None else "",
+        "failure": _failure(snapshot.context.failure),
+        "asks": snapshot.context.question.reason if snapshot.context.question is not None else "",
         "sessions": "\n".join(map(_session, snapshot.context.sessions)),
         "state": text.json(snapshot.context.state) if snapshot.context.state is not None else "",
         "labels": text.pairs(snapshot.labels),
@@ -107,6 +109,13 @@ def show(args: Namespace, out: Output) -> int:
     }
     out.listing(snapshot, facts)
     return 0
+
+
+def _failure(failure: Failure | None) -> str:
+    if failure is None:
+        return ""
+    what = "its command" if failure.step is None else f"step {failure.step}"
+    return f"{what} ended with status {failure.status}, begun in {failure.workdir}"
 
 
 def _session(spec: SessionSpec) -> str:

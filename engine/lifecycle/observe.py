@@ -1,5 +1,6 @@
 """A job may end while no engine looks. Whoever looks next settles it: takes down what is left, then one COMMIT:
-``exited`` with its status, or ``failed`` with the reason. Killed in between: the next one who looks does it again."""
+``exited`` with its status, or ``failed`` with the reason. Killed in between: the next one who looks does it again. Of
+one that failed, and is to be kept then, a snapshot is made (`engine.lifecycle.keep`)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import msgspec
 
 from engine import layers, session
 from engine.errors import ProtocolError
-from engine.lifecycle import lazy, processes
+from engine.lifecycle import keep, lazy, processes
 from engine.lifecycle.root import Root, now
 from engine.model import LIVE, Job, JobState, SessionStatus
 from engine.steps import step
@@ -16,7 +17,7 @@ from engine.steps import step
 def settle(root: Root, job: Job) -> Job:
     """The job as it is now; the caller holds its lock."""
     if job.state not in LIVE or processes.alive(root, job):
-        return job
+        return keep.keep(root, job)
     why = lazy.verdict(root, job) if job.loading is not None else None
     with step("settle.release", job=job.id):
         processes.take_down(root, job)
@@ -26,7 +27,7 @@ def settle(root: Root, job: Job) -> Job:
         settled = root.put(_ended(root, job, why))
     facts = {} if settled.status is None else {"status": settled.status}
     root.journal.add(settled.state.value, job=job.id, name=job.name, reason=settled.failure, facts=facts)
-    return lazy.complete(root, settled) if why is None else settled
+    return keep.keep(root, lazy.complete(root, settled)) if why is None else settled
 
 
 def _ended(root: Root, job: Job, why: str | None) -> Job:
@@ -35,7 +36,8 @@ def _ended(root: Root, job: Job, why: str | None) -> Job:
     if why is not None:
         failure = f"its memory could not be brought back: {why}"
         return msgspec.structs.replace(job, state=JobState.FAILED, failure=failure, ended=now(), mounted=())
-    return ended(job, main_status(root, job))
+    settled = ended(job, main_status(root, job))
+    return msgspec.structs.replace(settled, owes=keep.wanted(settled))
 
 
 def main_status(root: Root, job: Job) -> SessionStatus | None:

@@ -27,7 +27,7 @@ import msgspec
 from engine import cgroup, checkpoint, layers, session, store
 from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
 from engine.kernel import process
-from engine.lifecycle import dump, flush, lazy, processes, sessions, stop
+from engine.lifecycle import asking, dump, flush, lazy, processes, sessions, stop
 from engine.lifecycle.root import Root, now, require
 from engine.model import Archiving, Context, Durability, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
@@ -64,7 +64,8 @@ def pause(
     job = lazy.awaited(root, job)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         try:
-            asked = _Asked(labels, due=archive != "never", ttl=ttl, fast=durability == "fast")
+            stated = state is not msgspec.UNSET
+            asked = _Asked(labels, due=archive != "never", ttl=ttl, fast=durability == "fast", stated=stated)
             snapshot = _cut(root, job, mode=mode, asked=asked, state=state)
         except BaseException:
             if undo(root, job):
@@ -90,6 +91,8 @@ class _Asked(NamedTuple):
     due: bool
     ttl: float | None
     fast: bool
+    stated: bool
+    """whether the caller gives the state"""
 
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
@@ -111,7 +114,7 @@ def _with_files(root: Root, job: Job, *, asked: _Asked, reason: str | None) -> S
     with step("pause.freeze", job=job.id):
         cgroup.freeze(root.group_of(job), timeout=root.timeout)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), asked, reason=reason)
+        snapshot = _snapshot(root, job, asked=asked, reason=reason)
     return _keep(root, job, snapshot)
 
 
@@ -132,7 +135,7 @@ def _once_with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
     with step("pause.freeze", job=job.id):
         _still(root, job)
     with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, _look(root, job, labels=asked.labels), asked, reason=None)
+        snapshot = _snapshot(root, job, asked=asked, reason=None)
     with dump.dumped(root, job) as image:
         return _keep(root, job, msgspec.structs.replace(snapshot, mode="process", image=image))
 
@@ -182,7 +185,7 @@ def _look(root: Root, job: Job, *, labels: Mapping[str, str]) -> Context:
     io = root.io(job.id)
     specs, statuses = session.specs(io), session.statuses(io)
     # Session 0 is what the job was told to run, whatever became of the files that the job can write.
-    main = sessions.main_session(job.name, job.spec, root.catalog.base(job.base).env, None)
+    main = job.held or sessions.main_session(job.name, job.spec, root.catalog.base(job.base).env, None)
     terminals = {
         status.pid: number
         for number, status in statuses.items()
@@ -204,16 +207,22 @@ def _directories(group: cgroup.Group, terminals: Mapping[int, int]) -> dict[int,
     return found
 
 
-def _snapshot(root: Root, job: Job, context: Context, asked: _Asked, *, reason: str | None) -> Snapshot:
-    assert job.upper is not None
-    created = _moment(root, job)
+def _snapshot(root: Root, job: Job, *, asked: _Asked, reason: str | None) -> Snapshot:
+    """What a process asks goes in, and its state is the job's from now on, unless the caller gives one."""
+    upper, created = processes.upper(job), _moment(root, job)
+    question = asking.question(root, job)
+    if question is not None and question.state is not None and not asked.stated:
+        job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=question.state))
+    context = _look(root, job, labels=asked.labels)
+    answers = asking.standing(job, context)
+    context = msgspec.structs.replace(context, question=question, answers=answers, idle=job.held is not None)
     return Snapshot(
         id=store.new_id(),
         job=job.id,
         name=job.name,
         spec=job.spec,
         base=job.base,
-        layers=(*job.layers, job.upper),
+        layers=(*job.layers, upper),
         context=context,
         reason=reason,
         labels=context.labels,
@@ -236,6 +245,7 @@ def _commit(root: Root, job: Job, snapshot: Snapshot) -> None:
     paused = msgspec.structs.replace(
         job,
         state=JobState.PAUSED,
+        spec=snapshot.spec,
         layers=snapshot.layers,
         mounted=(),
         upper=None,

@@ -122,7 +122,7 @@ def _jobs(
         if snapshot is None:
             lost.append(f"job {job.name}: neither its upper nor its snapshot is there")
             continue
-        yield _paused(job, snapshot)
+        yield _failed(job, snapshot) if snapshot.context.failure is not None else _paused(job, snapshot)
 
 
 def _stands(found: Found, images: Mapping[str, str], job: Job, lost: list[str]) -> bool:
@@ -145,6 +145,14 @@ def _paused(job: Job, snapshot: Snapshot) -> Job:
         job, state=JobState.PAUSED, spec=snapshot.spec, layers=snapshot.layers, upper=None, mounted=(),
         snapshot=snapshot.id, pending=(), loading=None,
     )  # fmt: skip
+
+
+def _failed(job: Job, snapshot: Snapshot) -> Job:
+    """It has ended, and left the snapshot (`engine.lifecycle.keep`)."""
+    failure = snapshot.context.failure
+    status = failure.status if failure is not None else None
+    kept = _paused(job, snapshot)
+    return msgspec.structs.replace(kept, state=JobState.EXITED, status=status, ended=snapshot.created)
 
 
 def _layers(

@@ -22,7 +22,7 @@ import msgspec
 
 from engine import cgroup, layers, store
 from engine.errors import Busy, NotFound, SeracError, WrongState, translated
-from engine.lifecycle import criu, images, lazy, mounting, observe, pause, processes, remove, resume, stop
+from engine.lifecycle import asking, criu, images, lazy, mounting, observe, pause, processes, remove, resume, stop
 from engine.lifecycle.root import Root
 from engine.model import LIVE, PASSING, Job, JobState
 from engine.steps import step
@@ -43,7 +43,7 @@ def taken(root: Root, ref: str, *, timeout: float | None = None) -> Iterator[Job
 def look(root: Root, job: Job) -> Job:
     """The job as it is now, mended and settled where that is due. A job that another engine is at work on, or that
     can't be mended now, is given as the catalog has it."""
-    due = job.state in PASSING or job.pending or (job.state in LIVE and _changed(root, job))
+    due = job.state in PASSING or _left(job) or (job.state in LIVE and _changed(root, job))
     if not due:
         return job
     try:
@@ -54,6 +54,11 @@ def look(root: Root, job: Job) -> Job:
     except SeracError as error:
         log.warning("job=%s can't be settled: %s", job.id, error)
         return job
+
+
+def _left(job: Job) -> bool:
+    """Whether a verb has left something for whoever takes the job next."""
+    return bool(job.pending) or job.owes or asking.untold(job)
 
 
 def _changed(root: Root, job: Job) -> bool:
@@ -70,7 +75,7 @@ def _misplaced(root: Root, job: Job) -> bool:
 def recover(root: Root) -> None:
     """What an engine does when it opens a root; cheap when all is well."""
     for job in root.catalog.jobs_in(*PASSING, *LIVE):
-        if job.state in PASSING or job.pending or job.loading or _misplaced(root, job):
+        if job.state in PASSING or job.loading or _left(job) or _misplaced(root, job):
             look(root, job)
     root.await_removals()  # they keep a sweep away
     with store.sweeping(root.tmp) as found:
@@ -91,6 +96,10 @@ def mend(root: Root, job: Job) -> Job | None:
     if job.pending and processes.alive(root, job):
         with _told(root, job), step("recover.pending", job=job.id), contextlib.suppress(*processes.REFUSED):
             resume.finish(root, job)
+        return root.catalog.job_with(job.id)
+    if asking.untold(job) and processes.alive(root, job):
+        with step("recover.answer", job=job.id):
+            asking.tell(root, job)
         return root.catalog.job_with(job.id)
     if job.loading and job.state in LIVE and processes.alive(root, job) and lazy.ended(root, job):
         with contextlib.suppress(WrongState):

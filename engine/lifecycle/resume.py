@@ -25,12 +25,13 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import flush, lazy, processes, records, restore, sessions, trees, wake
+from engine.lifecycle import asking, flush, lazy, processes, records, restore, sessions, trees, wake
 from engine.lifecycle.root import Root, now, require
 from engine.model import (
     Context,
@@ -60,38 +61,43 @@ def resume(
     keep_tcp: bool = False,
     keep: bool = False,
     memory: Memory = "auto",
+    answer: Any | msgspec.UnsetType = msgspec.UNSET,
+    reply: bool = True,
+    idle: bool = False,
 ) -> ResumeResult:
     """``mode``: ``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is.
     ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere.
-    ``keep``: the snapshot stays."""
+    ``keep``: the snapshot stays. ``answer``: to what a process of it asks, which without one gets null; not ``reply``:
+    it asks on. ``idle``: from the files, and nothing is started."""
     sessions.check_mode(mode)
     job = _again(root, job)
     require(job, JobState.PAUSED, verb="resume")
     snapshot = root.catalog.snapshot(job.snapshot or "")
-    back = with_processes(root, snapshot, mode)
+    back = with_processes(root, snapshot, mode, idle=idle)
     choice = lazy.choose(snapshot, memory, back=back)
+    answers = asking.answers(snapshot, "resumed", answer) if reply else job.answers
     if workdir is not None:
         sessions.check_workdir(workdir)
         if back:
             raise InvalidInput("processes that come back are where they were", hint="--mode filesystem starts anew")
-    untold = None
     with record() as timings, root.intent(f"resume-{job.id}") as intent:
         try:
             with step("resume.plan", job=job.id):
                 resuming, strategy = _prepare(root, job, snapshot, clear=not back, keep=keep or choice.lazy)
+            resuming = msgspec.structs.replace(resuming, answers=answers)
             generation = wake.new_generation(root, resuming)
             if back:
                 loading = Loading(snapshot=snapshot.id, keep=keep) if choice.lazy else None
                 running = _restore(root, resuming, snapshot, keep_tcp=keep_tcp, loading=loading)
             else:
-                running = _start_anew(root, resuming, snapshot, workdir)
+                running = _start_anew(root, resuming, snapshot, workdir, idle=idle)
         except BaseException:
             if undo(root, job.id):
                 intent.undone()
             raise
-        missing = finish(root, running)
-        if back:
-            untold = wake.tell(root, running, generation)
+        missing = {**finish(root, running), **(sessions.held_back(snapshot.context)[1] if idle else {})}
+        untold = wake.tell(root, running, generation) if back else None
+        untold = asking.tell(root, running) or untold
     return ResumeResult(
         job=job.id,
         snapshot=snapshot.id,
@@ -107,18 +113,24 @@ def resume(
 
 
 def _again(root: Root, job: Job) -> Job:
-    """A job whose memory never came is paused to its snapshot again; what it had done since is given up."""
-    if job.state is not JobState.FAILED or job.loading is None:
+    """A job whose memory never came is paused to its snapshot again; what it had done since is given up. So is one that
+    failed, to the snapshot of that."""
+    if job.state is JobState.FAILED and job.loading is not None:
+        snapshot = root.catalog.snapshot(job.loading.snapshot)
+    elif job.state is JobState.EXITED and job.upper is None and job.snapshot is not None:
+        snapshot = root.catalog.snapshot(job.snapshot)
+    else:
         return job
-    snapshot = root.catalog.snapshot(job.loading.snapshot)
     with root.intent(f"again-{job.id}"), step("resume.again", job=job.id):
-        _put_paused(root, msgspec.structs.replace(job, failure=None, ended=None), snapshot)
+        _put_paused(root, msgspec.structs.replace(job, failure=None, ended=None, status=None), snapshot)
     return root.catalog.job_with(job.id)
 
 
-def with_processes(root: Root, snapshot: Snapshot, mode: Mode) -> bool:
-    """Whether the processes come back. Raises CannotRestore, Damaged."""
-    if mode == "filesystem":
+def with_processes(root: Root, snapshot: Snapshot, mode: Mode, *, idle: bool) -> bool:
+    """Whether the processes come back. Raises CannotRestore, Damaged, InvalidInput."""
+    if idle and mode == "process":
+        raise InvalidInput("an idle job has no processes", hint="--mode filesystem")
+    if mode == "filesystem" or idle:
         return False
     flush.check(snapshot)
     if snapshot.image is not None:
@@ -140,12 +152,17 @@ def _restore(root: Root, resuming: Job, snapshot: Snapshot, *, keep_tcp: bool, l
         return _commit(root, resuming, msgspec.structs.replace(snapshot, context=Context()), None)
 
 
-def _start_anew(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None) -> Job:
+def _start_anew(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None, *, idle: bool) -> Job:
     """Steps 2 and 3 from the files."""
     processes.bring_up(root, resuming, verb="resume")
     restore.leave_aside(root, resuming, snapshot)
+    resuming = asking.leave(root, resuming)
+    held, begun = None, snapshot
+    if idle:
+        held, _ = sessions.held_back(snapshot.context)
+        begun = msgspec.structs.replace(snapshot, context=Context())
     with step("resume.commit", job=resuming.id):
-        return _commit(root, resuming, snapshot, workdir)
+        return _commit(root, msgspec.structs.replace(resuming, held=held), begun, workdir)
 
 
 def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool, keep: bool) -> tuple[Job, Strategy]:

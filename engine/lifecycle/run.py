@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
 from engine.journal import about
-from engine.lifecycle import lazy, processes, records, remove, restore, resume, sessions, trees, wake
+from engine.lifecycle import asking, lazy, processes, records, remove, restore, resume, sessions, trees, wake
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
@@ -61,28 +62,38 @@ def fork(
     env: Mapping[str, str],
     keep_tcp: bool,
     memory: Memory = "auto",
+    answer: Any | msgspec.UnsetType = msgspec.UNSET,
+    idle: bool = False,
 ) -> ForkResult:
     """The snapshot stays as it is; its top layer becomes one that is only read. ``env`` is added to the job's own, for
-    sessions that are started from now on."""
+    sessions that are started from now on. ``answer``, ``idle``: as of a resume."""
     spec = msgspec.structs.replace(snapshot.spec, name=name, env={**snapshot.spec.env, **env})
     sessions.check_mode(mode)
     check(spec)
     layers.check_depth(snapshot)
-    back = resume.with_processes(root, snapshot, mode)
+    back = resume.with_processes(root, snapshot, mode, idle=idle)
     choice = lazy.choose(snapshot, memory, back=back)
+    answers = asking.answers(snapshot, "forked", answer)
     with record() as timings:
         job = msgspec.structs.replace(
-            _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id
+            _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id, answers=answers
         )
         about(job=job.id, name=job.name)
         missing: dict[int, str] = {}
         untold = None
         if back:
+            held = sessions.held_back(snapshot.context)[0] if snapshot.context.idle else None
+            job = msgspec.structs.replace(job, held=held)
             job, generation = _bring_back(root, job, snapshot, keep_tcp=keep_tcp, lazily=choice.lazy)
             untold = wake.introduce(root, job) or wake.tell(root, job, generation)
+            untold = asking.tell(root, job) or untold
         else:
-            first = sessions.renamed(snapshot.context, job.name, env).sessions
-            job, missing, generation = _begin(root, job, list(first), snapshot=snapshot)
+            context = sessions.renamed(snapshot.context, job.name, env)
+            held, others = sessions.held_back(context) if idle else (None, {})
+            first = [] if idle else list(context.sessions)
+            job = msgspec.structs.replace(job, held=held)
+            job, missing, generation = _begin(root, job, first, snapshot=snapshot)
+            missing = {**missing, **others}
     return ForkResult(
         job=job.id,
         name=job.name,
@@ -122,6 +133,8 @@ def check(spec: JobSpec) -> None:
         raise InvalidInput("a job has a command or steps, not both")
     sessions.check_workdir(spec.workdir)
     wake.check(spec)
+    if spec.snapshot_on not in (None, "failure"):
+        raise InvalidInput(f"no snapshot on {spec.snapshot_on!r}", hint="failure, or nothing")
     sessions.check_annotations(spec.labels, spec.state)
     names = [entry.name for entry in spec.steps]
     if len(set(names)) != len(names):
@@ -157,10 +170,11 @@ def _begin(
         processes.bring_up(root, made, verb="run")
         if snapshot is not None:
             restore.leave_aside(root, made, snapshot)
+        told = asking.leave(root, made)
         generation = wake.new_generation(root, made)
         missing = processes.start(root, made, first, verb="run")
         with step("run.commit", job=job.id):
-            running = msgspec.structs.replace(made, state=JobState.RUNNING, started=now())
+            running = msgspec.structs.replace(told, state=JobState.RUNNING, started=now())
             records.keep_job(root, running)
             root.put(running)
         return running, missing, generation

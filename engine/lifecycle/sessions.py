@@ -84,6 +84,15 @@ def _within(value: Any) -> Iterable[Any]:
 def check_context(context: Context) -> None:
     """One that comes from elsewhere. Raises InvalidInput for what no pause would have kept."""
     check_annotations(context.labels, context.state)
+    for asked in (context.question, *(answer.question for answer in context.answers)):
+        if asked is not None:
+            check_texts((asked.reason,), {})
+            check_annotations({}, asked.state)
+    for answer in context.answers:
+        check_annotations({}, answer.value)
+        check_texts((answer.step or "",), {})
+    if context.failure is not None:
+        check_texts((context.failure.step or "", context.failure.workdir), {})
     numbers = [session.id for session in context.sessions]
     if len(set(numbers)) != len(numbers) or not all(_within_range(number, SESSION_ID_MAX) for number in numbers):
         raise InvalidInput("two sessions have the same number, or one has none")
@@ -153,12 +162,26 @@ def context_of(
         if number and (status is None or not status.running):
             continue
         names = {step.name for step in spec.steps}
-        done = tuple(name for name in status.done if name in names) if status is not None else ()
+        done = tuple(name for name in status.done if name in names) if status is not None else spec.done
         workdir = directories.get(number, spec.workdir)
         workdir = workdir if _fits(spec, workdir) else spec.workdir
         if not number or _fits(spec, workdir):
             again.append(msgspec.structs.replace(spec, id=number, done=done, workdir=workdir))
     return Context(sessions=tuple(again), state=job.spec.state, labels={**job.spec.labels, **labels})
+
+
+def next_step(context: Context) -> str | None:
+    """At which session 0 begins when it is started from the context."""
+    for spec in context.sessions:
+        if spec.id == 0:
+            return next((entry.name for entry in spec.steps if entry.name not in spec.done), None)
+    return None
+
+
+def held_back(context: Context) -> tuple[SessionSpec | None, dict[int, str]]:
+    """Session 0 of a job that begins idle, and why the others aren't there."""
+    main = next((spec for spec in context.sessions if spec.id == 0), None)
+    return main, {spec.id: "the job was brought back idle" for spec in context.sessions if spec.id}
 
 
 def _fits(spec: SessionSpec, workdir: str) -> bool:

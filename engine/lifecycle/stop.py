@@ -40,7 +40,7 @@ def _stopped(root: Root, job: Job) -> Job:
     if status is not None and status.status is not None:
         return observe.ended(job, status)
     # Killed before init could write, or a job without a command of its own: we know why it ended.
-    had_command = bool(job.spec.argv or job.spec.steps)
+    had_command = bool(job.spec.argv or job.spec.steps) and job.held is None
     code = 128 + signal.SIGKILL if had_command else 0
     return msgspec.structs.replace(job, state=JobState.EXITED, status=code, ended=now(), mounted=())
 

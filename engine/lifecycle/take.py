@@ -1,7 +1,7 @@
 """take: a snapshot of a job that runs on.
 
 It is a pause with the processes and a resume that stacks a new layer on what was sealed, so that the snapshot stays.
-The job notices that time has passed, and that its generation is another.
+The job notices that time has passed, and that its generation is another. What it asks it asks on.
 
 Killed before the pause's commit the job runs on without a snapshot; after it the job is paused to the snapshot, and a
 resume goes on. The same holds for a take that fails.
@@ -36,7 +36,7 @@ def take(
     paused = pause.pause(
         root, job, mode="process", labels=labels, state=state, archive=archive, ttl=ttl, durability=durability
     )
-    resumed = resume.resume(root, root.catalog.job_with(job.id), mode="process", keep_tcp=True, keep=True)
+    resumed = resume.resume(root, root.catalog.job_with(job.id), mode="process", keep_tcp=True, keep=True, reply=False)
     stopped = round((time.perf_counter() - began) * 1000, 3)
     timings = {**paused.timings, **resumed.timings, "stopped": stopped}
     return TakeResult(

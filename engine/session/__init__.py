@@ -11,9 +11,9 @@ the socket: whatever comes from either is checked, bounded, and a ProtocolError 
 """
 
 from engine.session.connection import INPUT_MAX, LIVE, START, TAIL, Connection, connect
-from engine.session.files import SESSION_ID_MAX, Question, question, specs, status, statuses
+from engine.session.files import SESSION_ID_MAX, Request, request, specs, status, statuses
 from engine.session.log import follow, follow_unblocked, read_log
-from engine.session.protocol import CHUNK_MAX, Exit, Output, SessionEvent, StepMark
+from engine.session.protocol import CHUNK_MAX, Exit, Output, SessionEvent, StepMark, encode_answer
 
 __all__ = [
     "CHUNK_MAX",
@@ -25,14 +25,15 @@ __all__ = [
     "Connection",
     "Exit",
     "Output",
-    "Question",
+    "Request",
     "SessionEvent",
     "StepMark",
     "connect",
+    "encode_answer",
     "follow",
     "follow_unblocked",
-    "question",
     "read_log",
+    "request",
     "specs",
     "status",
     "statuses",

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from engine.errors import (
     BadPath,
@@ -28,7 +28,7 @@ from engine.errors import (
     WrongState,
     from_os,
 )
-from engine.model import SessionSpec, SessionStatus
+from engine.model import Outcome, SessionSpec, SessionStatus
 from engine.session import files
 from engine.session.protocol import (
     CHUNK_MAX,
@@ -41,7 +41,7 @@ from engine.session.protocol import (
     closing,
     decode_records,
     decode_status,
-    encode_records,
+    encode_answer,
     encode_spec,
     error_text,
     event,
@@ -224,12 +224,29 @@ class Connection:
             found.append(decode_status(message.payload, message.session))
         return found
 
-    def answer(
-        self, outcome: Literal["resumed", "forked", "refused"], *, text: str = "", state: str | None = None
-    ) -> None:
-        """Answer the open question (see `question`). ``state`` is JSON. Raises NotFound when nobody waits any more."""
-        records = [("outcome", outcome), ("text", text)] + ([("state", state)] if state is not None else [])
-        self._request(Message(type=Type.ANSWER, payload=encode_records(records)), Type.OK)
+    def answer(self, outcome: Outcome, *, text: str = "", state: str | None = None, number: int = 0) -> None:
+        """Answer the open question (see `request`), and no other than that ``number`` if it isn't 0. ``state`` is JSON.
+        Raises NotFound when nobody waits any more."""
+        payload = encode_answer(outcome, text=text, state=state)
+        self._request(Message(type=Type.ANSWER, offset=number, payload=payload), Type.OK)
+
+    def watch(self) -> None:
+        """Hear of the question that is open, and of each that is opened: `asked` gives them, `fileno` tells when.
+
+        Raises ProtocolError where the job's init is one that doesn't know how."""
+        try:
+            self._send(Message(type=Type.WATCH))
+            self._reply(Type.OK)
+        except _Refused as refusal:
+            raise ProtocolError("the job's init can't say when something asks", hint="update serac") from refusal
+
+    def asked(self) -> int | None:
+        """The number of the next question, None at the connection's end. Blocks."""
+        self._socket.settimeout(None)
+        message = self._receive()
+        if message is not None and message.type != Type.ASK:
+            raise ProtocolError(f"init sent a message of type {message.type} in place of a question")
+        return None if message is None else message.offset
 
     def quiesce(self) -> None:
         """Close every connection to init but those of processes that wait for an answer, this one last. Sessions with

@@ -20,7 +20,7 @@ import msgspec
 
 from engine.errors import ProtocolError, from_os
 from engine.model import SessionSpec, SessionStatus
-from engine.session.protocol import MESSAGE_MAX, decode_records, decode_spec, decode_status, number
+from engine.session.protocol import MESSAGE_MAX, NANOSECONDS, decode_records, decode_spec, decode_status, number
 
 log = logging.getLogger("serac")
 _T = TypeVar("_T")
@@ -36,14 +36,17 @@ RECORD_COST = 64
 NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(spec|status)")
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process of the job asked for by M_ASK and waits for."""
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process of the job asked for by M_ASK and waits for; all of it is the job's word."""
 
     reason: str
     state: str | None
     """JSON, unchecked"""
     pid: int
     """in the job's pid namespace"""
+    number: int
+    """which one, as init counts them; 0: an init that doesn't"""
+    since: float | None
 
 
 def specs(io: Path) -> dict[int, SessionSpec]:
@@ -56,7 +59,7 @@ def statuses(io: Path) -> dict[int, SessionStatus]:
     return dict(_sessions(io, "status", decode_status))
 
 
-def question(io: Path) -> Question | None:
+def request(io: Path) -> Request | None:
     """The question that is open, None without one. Raises ProtocolError."""
     content = _read(io, "ask")
     if content is None:
@@ -64,7 +67,13 @@ def question(io: Path) -> Question | None:
     records = dict(decode_records(content))
     if "pid" not in records:
         raise ProtocolError("the job's question doesn't say who asks")
-    return Question(reason=records.get("reason", ""), state=records.get("state"), pid=number(records["pid"]))
+    return Request(
+        reason=records.get("reason", ""),
+        state=records.get("state"),
+        pid=number(records["pid"]),
+        number=number(records.get("id", "0")),
+        since=number(records["since"]) / NANOSECONDS if "since" in records else None,
+    )
 
 
 def status(io: Path, session: int) -> SessionStatus | None:

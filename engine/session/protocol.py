@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from engine.errors import BadPath, InvalidInput, ProtocolError
-from engine.model import SessionSpec, SessionStatus, Step
+from engine.model import Outcome, SessionSpec, SessionStatus, Step
 
 VERSION = 1
 MESSAGE_MAX = 1 << 20
@@ -47,6 +47,8 @@ class Type(enum.IntEnum):
     QUIESCE = 17
     OK = 18
     ERROR = 19
+    WATCH = 20
+    AWAKE = 21
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +162,15 @@ def encode_records(pairs: Iterable[tuple[str, str]]) -> bytes:
             raise InvalidInput(f"{key} has a NUL character in it")
         parts.append(f"{key}=".encode() + os.fsencode(value) + b"\0")
     return b"".join(parts)
+
+
+def encode_answer(outcome: Outcome, *, text: str, state: str | None) -> bytes:
+    """The payload of M_ANSWER. Raises InvalidInput."""
+    records = [("outcome", outcome), ("text", text)] + ([("state", state)] if state is not None else [])
+    payload = encode_records(records)
+    if len(payload) > CHUNK_MAX:
+        raise InvalidInput(f"the answer is longer than {CHUNK_MAX >> 10} KiB", hint="put a file into the job")
+    return payload
 
 
 def decode_records(payload: bytes) -> list[tuple[str, str]]:

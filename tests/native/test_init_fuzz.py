@@ -40,7 +40,7 @@ KEYS = [
     "stdin",
     "keep",
 ]
-KEYS += ["reason", "state", "outcome", "text", "other", "", "ARG"]
+KEYS += ["until", "reason", "state", "outcome", "text", "other", "", "ARG"]
 VALUES = ["1", "0", "true", "cat", "/no", "24x80", "x", "", "A=b", "/tmp", "-1", "9" * 30, "077", "a" * 300]
 SPECS = [
     [("arg", "true")],
@@ -48,6 +48,9 @@ SPECS = [
     [("arg", "cat"), ("attach", "1"), ("tty", "10x10")],
     [("step", "a"), ("script", "true"), ("step", "b"), ("script", "false"), ("tty", "1x1")],
     [("step", "a"), ("script", "echo hi"), ("done", "a"), ("attach", "1")],
+    [("reason", "why"), ("state", "{}")],
+    [("until", "1"), ("reason", "x")],
+    [("outcome", "answered"), ("state", "1")],
 ]
 
 
@@ -65,7 +68,7 @@ def payload(rng: random.Random) -> bytes:
 
 
 def packet(rng: random.Random) -> bytes:
-    kind = rng.choice([*Type, Type.START, Type.ATTACH, Type.INPUT, 0, 20, 255])
+    kind = rng.choice([*Type, Type.START, Type.ATTACH, Type.INPUT, 0, 22, 255])
     offset = rng.choice([0, 1, 1 << 32 | 5, rng.getrandbits(64), session.LIVE, session.TAIL, rng.randrange(500)])
     stream = rng.choice([0, 1, 2, 9, 15, 255])
     message = Message(type=kind, stream=stream, session=rng.randrange(40), offset=offset, payload=payload(rng))
