@@ -271,6 +271,7 @@ class Engine(Snapshots):
         state: Any | msgspec.UnsetType = msgspec.UNSET,
         archive: Archiving | None = None,
         progress: Progress | None = None,
+        request: str | None = None,
     ) -> PauseResult:
         """Make a snapshot of a running or frozen job and give its compute back. ``state`` replaces the job's own JSON
         value. A pause that fails leaves the job as it was.
@@ -280,10 +281,14 @@ class Engine(Snapshots):
 
         ``archive`` (default: as config.json has it): ``background``: a process of low priority makes images of the
         snapshot, so that it can leave the host; ``wait``: that is done before this returns, with ``progress``, and
-        what it raises doesn't undo the pause; ``never``: `snapshot_archive` does it when it is called."""
+        what it raises doesn't undo the pause; ``never``: `snapshot_archive` does it when it is called.
+
+        ``request``: an id of the caller's for this call. Once it was carried out, the same one raises Repeated."""
         how = self._archiving(archive)
         with recover.taken(self._root, ref) as job:
-            result = pause.pause(self._root, job, mode=mode, labels=labels or {}, state=state, archive=how)
+            result = pause.pause(
+                self._root, job, mode=mode, labels=labels or {}, state=state, archive=how, request=request
+            )
         return self._archived(result, how, progress)
 
     def resume(
@@ -294,6 +299,7 @@ class Engine(Snapshots):
         workdir: str | None = None,
         keep_tcp: bool = False,
         memory: Memory = "auto",
+        request: str | None = None,
     ) -> ResumeResult:
         """Let a paused job go on, with its processes (``process``), started again from its files (``filesystem``), or
         with what the snapshot has. A resume that fails leaves it paused. Raises CannotRestore, InvalidInput ...
@@ -301,9 +307,12 @@ class Engine(Snapshots):
         ``workdir``: where its command starts from now on, if not where it began (that directory may be gone).
         ``keep_tcp``: don't close its connections to the outside; those within the job are always kept.
         ``memory``: ``lazy`` lets processes run before their memory is there, ``eager`` brings it back first, ``auto``
-        chooses by size; the result says which. A job whose memory never came is ``failed`` and can be resumed again."""
+        chooses by size; the result says which. A job whose memory never came is ``failed`` and can be resumed again.
+        ``request``: as with `pause`."""
         with recover.taken(self._root, ref) as job:
-            return resume.resume(self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory)
+            return resume.resume(
+                self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory, request=request
+            )
 
     def fork(
         self,

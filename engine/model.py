@@ -41,6 +41,7 @@ Mode = Literal["auto", "process", "filesystem"]
 Memory = Literal["auto", "eager", "lazy"]
 Archiving = Literal["background", "wait", "never"]
 Format = Literal["serac", "oci", "podman"]
+RequestVerb = Literal["pause", "resume"]
 
 
 class JobState(enum.StrEnum):
@@ -217,6 +218,15 @@ class Loading(Value, frozen=True, kw_only=True):
     """whether the snapshot stays when all is in"""
 
 
+class Request(Value, frozen=True, kw_only=True):
+    """A call that was carried out and that its caller had given an id."""
+
+    verb: RequestVerb
+    id: str
+    pauses: int
+    """how often the job had been paused before"""
+
+
 class Job(Value, frozen=True, kw_only=True):
     id: str
     name: str
@@ -245,6 +255,8 @@ class Job(Value, frozen=True, kw_only=True):
     failure: str | None = None
     """why it is ``failed``, in a line"""
     pauses: int = 0
+    requests: tuple[Request, ...] = ()
+    """the last that were carried out, oldest first"""
     forked_from: str | None = None
     """snapshot id"""
 

@@ -28,7 +28,7 @@ from engine import cgroup, checkpoint, layers, session, store
 from engine.errors import Busy, CannotCheckpoint, SeracError, from_os
 from engine.kernel import process
 from engine.kernel.filesystem import syncfs
-from engine.lifecycle import dump, lazy, processes, sessions
+from engine.lifecycle import dump, lazy, processes, requests, sessions
 from engine.lifecycle.root import Root, now, require
 from engine.model import Archiving, Context, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
@@ -47,16 +47,19 @@ def pause(
     labels: Mapping[str, str],
     state: Any | msgspec.UnsetType,
     archive: Archiving = "never",
+    request: str | None = None,
 ) -> PauseResult:
     """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on.
-    ``archive``: what is not ``never`` leaves the snapshot due, and the caller archives it, or has it archived."""
+    ``archive``: what is not ``never`` leaves the snapshot due, and the caller archives it, or has it archived.
+    ``request``: see `engine.lifecycle.requests`."""
+    requests.refuse_repeated(job, "pause", request)
     sessions.check_mode(mode)
     sessions.check_annotations(labels, None if state is msgspec.UNSET else state)
     require(job, JobState.RUNNING, JobState.FROZEN, verb="pause")
     job = lazy.awaited(root, job)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         try:
-            asked = _Asked(labels, due=archive != "never")
+            asked = _Asked(labels, due=archive != "never", request=request)
             snapshot = _cut(root, job, mode=mode, asked=asked, state=state)
         except BaseException:
             if undo(root, job):
@@ -75,10 +78,11 @@ def pause(
 
 
 class _Asked(NamedTuple):
-    """What the snapshot is to bear."""
+    """What the snapshot is to bear, and the job's row."""
 
     labels: Mapping[str, str]
     due: bool
+    request: str | None
 
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
@@ -86,6 +90,7 @@ def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspe
     root.put(msgspec.structs.replace(job, state=JobState.PAUSING))
     if state is not msgspec.UNSET:
         job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
+    job = requests.carried_out(job, "pause", asked.request)
     if mode == "filesystem":
         return _with_files(root, job, asked=asked, reason=None)
     try:

@@ -29,7 +29,7 @@ import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import lazy, processes, restore, sessions, trees, wake
+from engine.lifecycle import lazy, processes, requests, restore, sessions, trees, wake
 from engine.lifecycle.root import Root, now, require
 from engine.model import (
     Context,
@@ -59,12 +59,14 @@ def resume(
     keep_tcp: bool = False,
     keep: bool = False,
     memory: Memory = "auto",
+    request: str | None = None,
 ) -> ResumeResult:
     """``mode``: ``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is.
     ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere.
-    ``keep``: the snapshot stays."""
+    ``keep``: the snapshot stays. ``request``: see `engine.lifecycle.requests`."""
     sessions.check_mode(mode)
     job = _again(root, job)
+    requests.refuse_repeated(job, "resume", request)
     require(job, JobState.PAUSED, verb="resume")
     snapshot = root.catalog.snapshot(job.snapshot or "")
     back = with_processes(root, snapshot, mode)
@@ -78,6 +80,7 @@ def resume(
         try:
             with step("resume.plan", job=job.id):
                 resuming, strategy = _prepare(root, job, snapshot, clear=not back, keep=keep or choice.lazy)
+            resuming = requests.carried_out(resuming, "resume", request)
             generation = wake.new_generation(root, resuming)
             if back:
                 loading = Loading(snapshot=snapshot.id, keep=keep) if choice.lazy else None
@@ -264,6 +267,7 @@ def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
         snapshot=snapshot.id,
         pending=(),
         loading=None,
+        requests=requests.resume_taken_back(job),
     )
     with root.catalog.transaction(durable=True) as transaction:
         transaction.put_job(paused)
