@@ -47,6 +47,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """whether pauses archive, where they don't say"""
     depth: int = 8
     """layers of a chain, 2 at least, from which on it is flattened in the background; 0 = never"""
+    sessions: int = 0
+    """hosted sessions (engine.hosted) that there may be, of those that haven't ended; 0 = as many as one likes"""
+    sessions_paused: bool = True
+    """whether paused ones count"""
     run: str | None = None
     """the run directory, where /run/serac isn't wanted"""
 
