@@ -133,8 +133,9 @@ class Changes:
         with contextlib.suppress(NotFound):
             job = self._engine.job(asked.session)
             if job.state is _GOAL[asked.verb]:
-                others = [done.id for done in job.requests if done.verb == asked.verb]
-                by = f"request {others[-1]}" if others else "a call without a request id"
+                before = job.pauses - (asked.verb == "pause")
+                those = [done.id for done in job.requests if (done.verb, done.pauses) == (asked.verb, before)]
+                by = f"request {those[0]}" if those else "a call without a request id"
                 return WrongState(
                     f"session {job.id} is {status_of(job)} already, by {by}", hint="nothing is to be done"
                 )

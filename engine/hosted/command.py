@@ -42,7 +42,7 @@ def execute(
     output = _Tail()
     patience = _Patience(timeout, lambda number: _kill(engine, job_id, number, request))
     try:
-        number, connection, begun = _begin(engine, job_id, spec, request=request, named=named)
+        number, connection, begun = _begin(engine, job_id, spec, request=request, named=named, timeout=timeout)
         end = _read(engine, job_id, number, connection, output, patience)
     except SeracError as error:
         return output.shown(failed(CommandResult, request, error))
@@ -65,15 +65,13 @@ def _with_cookie(spec: SessionSpec, request: str) -> SessionSpec:
 
 
 def _begin(
-    engine: Engine, job_id: str, spec: SessionSpec, *, request: str, named: bool
+    engine: Engine, job_id: str, spec: SessionSpec, *, request: str, named: bool, timeout: float
 ) -> tuple[int, Connection | None, bool]:
-    """The command's number, a connection to it unless it has ended, and whether it had been started before."""
-    if not named:
-        connection = engine.exec(job_id, spec)
-        return connection.session, connection, False
+    """The command's number, a connection to it unless it has ended, and whether it had been started before. A pause or
+    resume that is under way is waited for."""
     root = engine._root
-    with recover.taken(root, job_id):
-        specs = session.specs(root.io(job_id)).items()
+    with recover.taken(root, job_id, timeout=timeout):
+        specs = session.specs(root.io(job_id)).items() if named else ()
         found = [(number, each) for number, each in specs if each.env.get(COOKIE) == request]
         if not found:
             connection = engine.exec(job_id, spec)
