@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 
-from engine import Engine
+from engine import Engine, steps
 from engine.hosted import Sandboxes, Session
+from engine.lifecycle import processes
 
 SCRIPT = """
 import sys
@@ -62,3 +65,27 @@ def killed(sandboxes: Sandboxes, call: str, fault: str) -> None:
     process = elsewhere(sandboxes, call, fault=fault)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
+
+
+def kill_all(engine: Engine, ref: str) -> None:
+    """A job's init is killed from outside, and all its processes with it."""
+    root = engine._root
+    os.kill(processes.recall(root, root.catalog.job(ref)).pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def held(place: str) -> Iterator[threading.Event]:
+    """What this process does stands still at ``verb.step:before`` or ``:after``; the event is set when it does."""
+    there, go_on = threading.Event(), threading.Event()
+
+    def stand(name: str, when: str) -> None:
+        if f"{name}:{when}" == place:
+            there.set()
+            assert go_on.wait(60)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "_fault", stand)
+        try:
+            yield there
+        finally:
+            go_on.set()

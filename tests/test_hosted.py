@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import leftovers
 import pytest
-from hosting import answer, elsewhere, made, sandboxes
+from hosting import answer, elsewhere, held, made, sandboxes
 from roots import wait_for
 
-from engine import Engine, JobSpec, JobState, steps, store
+from engine import Engine, JobSpec, JobState, store
 from engine.hosted import Sandboxes, Session, Status
 
 pytestmark = pytest.mark.root
 __all__ = ["sandboxes"]  # a fixture
 
 REPO = Path(__file__).resolve().parents[1]
-
-
-@contextlib.contextmanager
-def held(place: str) -> Iterator[threading.Event]:
-    """What this process does stands still at ``verb.step:before`` or ``:after``; the event is set when it does."""
-    there, go_on = threading.Event(), threading.Event()
-
-    def stand(name: str, when: str) -> None:
-        if f"{name}:{when}" == place:
-            there.set()
-            assert go_on.wait(60)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "_fault", stand)
-        try:
-            yield there
-        finally:
-            go_on.set()
 
 
 def status(sandboxes: Sandboxes, session: Session) -> Status | None:

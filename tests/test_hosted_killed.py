@@ -16,9 +16,10 @@ __all__ = ["sandboxes"]  # a fixture
 STEPS = {
     "create": ("run.prepare", "run.mount", "run.launch", "run.commit"),
     "pause": ("pause.freeze", "pause.look", "pause.dump", "pause.seal", "pause.flush", "pause.commit", "pause.release"),
-    "resume": ("resume.plan", "resume.mount", "resume.launch", "resume.restore", "resume.commit", "resume.go"),
+    "resume": ("resume.plan", "resume.mount", "resume.restore", "resume.commit", "resume.go"),
     "delete": ("remove.commit", "remove.release", "remove.bytes"),
 }
+COMMITTED = ("pause.commit:after", "pause.release:before", "pause.release:after")
 
 
 def places(verb: str) -> list[str]:
@@ -58,10 +59,7 @@ def test_pause(sandboxes: Sandboxes, place: str, call: str) -> None:
     session = alive(made(sandboxes))
     killed(sandboxes, f"{call}('{session.session_id}', request_id='r')", place)
     # Without another call it is as it was, or it is done.
-    done = STEPS["pause"].index(place.partition(":")[0]) * 2 + place.endswith("after") > places("pause").index(
-        "pause.commit:before"
-    )
-    assert sandboxes.get_session(session.session_id).status == ("PAUSED" if done else "RUNNING")
+    assert sandboxes.get_session(session.session_id).status == ("PAUSED" if place in COMMITTED else "RUNNING")
     result = session.pause(request_id="r")
     assert (result.success, result.status, result.mode) == (True, "PAUSED", "process")
     assert groups(sandboxes.engine) == []
@@ -84,6 +82,18 @@ def test_resume(sandboxes: Sandboxes, place: str, call: str) -> None:
     assert lives(session) == 1
     session.pause()
     assert session.resume(request_id="r").status is Status.PAUSED  # not a second time
+
+
+@pytest.mark.parametrize("place", ["resume.launch:before", "resume.launch:after", "resume.commit:after"])
+def test_resume_from_files(sandboxes: Sandboxes, place: str) -> None:
+    session = made(sandboxes)
+    session.command.execute_command("echo kept > /kept")
+    sandboxes.pause(session, mode="filesystem")
+    killed(sandboxes, f"resume('{session.session_id}', request_id='r')", place)
+    assert session.resume(request_id="r").status is Status.RUNNING
+    assert session.command.execute_command("cat /kept").output == "kept\n"
+    session.pause()
+    assert session.resume(request_id="r").status is Status.PAUSED
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from engine.engine import Engine
-from engine.errors import Busy, NotFound, Repeated, SeracError, Timeout, WrongState
+from engine.errors import Busy, LimitReached, NotFound, Repeated, SeracError, Timeout, WrongState
 from engine.hosted import sessions
 from engine.hosted.arguments import Wait
 from engine.hosted.results import Accepted, ChangeResult, Status, failed, status_of
@@ -36,6 +36,10 @@ class Asked(NamedTuple):
     mode: Mode
     wait: Wait
 
+    @property
+    def key(self) -> tuple[str, RequestVerb, str]:
+        return self.session, self.verb, self.request
+
 
 class Call(NamedTuple):
     asked: Asked
@@ -54,17 +58,19 @@ class Changes:
         self._workers.shutdown()
 
     def begin(self, asked: Asked) -> Call:
-        key = asked.session, asked.verb, asked.request
         with self._guard:
-            future = self._under_way.get(key)
+            future = self._under_way.get(asked.key)
             if future is None:
-                future = self._under_way[key] = self._workers.submit(self._carry_out, asked)
-                future.add_done_callback(lambda _: self._forget(key))
+                future = self._under_way[asked.key] = self._workers.submit(self._carry_out, asked)
         return Call(asked, future)
 
-    def _forget(self, key: tuple[str, RequestVerb, str]) -> None:
-        with self._guard:
-            self._under_way.pop(key, None)
+    def _carry_out(self, asked: Asked) -> ChangeResult:
+        """In a thread."""
+        try:
+            return self._persisted(asked)
+        finally:
+            with self._guard:
+                del self._under_way[asked.key]
 
     def awaited(self, call: Call) -> ChangeResult:
         try:
@@ -98,8 +104,8 @@ class Changes:
         )
         return failed(ChangeResult, asked.request, error, status=status)
 
-    def _carry_out(self, asked: Asked) -> ChangeResult:
-        """In a thread. Tries again while others keep it from its turn."""
+    def _persisted(self, asked: Asked) -> ChangeResult:
+        """Tries again while others keep it from its turn."""
         while True:
             try:
                 self._change(asked)
@@ -119,14 +125,21 @@ class Changes:
         return self._done(asked)
 
     def _change(self, asked: Asked) -> None:
-        requests.refuse_repeated(sessions.job_of(self._engine, asked.session), asked.verb, asked.request)
         if asked.verb == "pause":
             self._engine.pause(asked.session, mode=asked.mode, request=asked.request)
-            return
-        with contextlib.ExitStack() as stack:
-            if not self._engine.config.settings.sessions_paused:
-                stack.enter_context(sessions.room(self._engine, asked.wait, but=asked.session))
+        elif self._engine.config.settings.sessions_paused:
             self._engine.resume(asked.session, mode=asked.mode, request=asked.request)
+        else:
+            self._resume_with_room(asked)
+
+    def _resume_with_room(self, asked: Asked) -> None:
+        """Where paused sessions have no place of their own."""
+        try:
+            with sessions.room(self._engine, asked.wait, but=asked.session):
+                self._engine.resume(asked.session, mode=asked.mode, request=asked.request)
+        except LimitReached:
+            requests.refuse_repeated(sessions.job_of(self._engine, asked.session), "resume", asked.request)
+            raise
 
     def _explained(self, asked: Asked, error: WrongState) -> WrongState:
         """Who did it instead."""

@@ -22,7 +22,7 @@ from engine.errors import InvalidInput, NotFound, Paused, SeracError, Timeout, W
 from engine.hosted.results import CommandResult, failed
 from engine.kernel import process, procfs
 from engine.lifecycle import processes, recover
-from engine.model import SessionSpec
+from engine.model import JobState, SessionSpec
 from engine.session import Connection, Exit, Output, SessionEvent
 
 COOKIE = "SERAC_REQUEST"
@@ -69,17 +69,21 @@ def _begin(
 ) -> tuple[int, Connection | None, bool]:
     """The command's number, a connection to it unless it has ended, and whether it had been started before. A pause or
     resume that is under way is waited for."""
-    root = engine._root
-    with recover.taken(root, job_id, timeout=timeout):
-        specs = session.specs(root.io(job_id)).items() if named else ()
+    io = engine._root.io(job_id)
+    with recover.taken(engine._root, job_id, timeout=timeout) as job:
+        specs = session.specs(io).items() if named else ()
         found = [(number, each) for number, each in specs if each.env.get(COOKIE) == request]
+        if not found and job.state is JobState.PAUSED:
+            raise Paused("the session is paused", hint="resume it first")
         if not found:
             connection = engine.exec(job_id, spec)
             return connection.session, connection, False
     number, started = found[0]
     if started.argv != spec.argv:
         raise InvalidInput(f"request {request} has run another command", hint="give each request an id of its own")
-    return number, _again(engine, job_id, number, session.START), True
+    status = session.status(io, number)
+    ended = status is not None and not status.running
+    return number, None if ended else _again(engine, job_id, number, session.START), True
 
 
 def _read(

@@ -89,7 +89,7 @@ def room(engine: Engine, wait: Wait, *, but: str) -> Iterator[None]:
 
 
 def _counts(engine: Engine, job: Job) -> bool:
-    if LABEL not in job.spec.labels or job.state in ENDED:
+    if not is_session(job) or job.state in ENDED:  # whoever makes one holds the lock, unless it was killed
         return False
     return engine.config.settings.sessions_paused or job.state is not JobState.PAUSED
 
