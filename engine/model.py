@@ -21,6 +21,7 @@ freeze    stop a job in memory (cgroup v2 freezer); thaw: let it go on
 event     something that was done, tried or decided in a root; the journal has them, oldest first
 pause     freeze, seal, release compute; resume: mount, start, go on
 fork      resume a snapshot as a new job; the snapshot stays
+request   a call that its caller gave an id, so that it is carried out once
 recover   bring the world back in line with the catalog after a crash
 
 Units: times are seconds since the epoch (float) unless a name says ``_ns``; sizes are bytes; ``timings`` are

@@ -31,12 +31,12 @@ at the same time wait for each other. What that needs is where the engine keeps 
 An id that comes with other arguments is refused (``invalid-input``). A call without an id asks for a state: pausing
 what is paused is success. With an id it asks for this pause: when another request has made it, ``wrong-state`` says so.
 
-**Async.** `Sandboxes.pause_async` and `resume_async` return when the request is accepted: the session is PAUSING or
-RESUMING, for every process that looks. They may be awaited too, and then give the outcome, so that both kinds of SDK
-are at home: those whose async calls are fire-and-forget, and those whose async calls are coroutines. The work is done
-by a thread of the calling process, which doesn't end before it is done. When it is killed meanwhile, the next look of
-anybody puts the session right, as the crash tables in `engine.lifecycle` say: it is as it was, or it is done; the same
-request goes on from there.
+**Async.** `Sandboxes.pause_async` and `resume_async` return when the request is accepted, some milliseconds later: the
+session is PAUSING or RESUMING, for every process that looks. They may be awaited too, and then give the outcome, so
+that both kinds of SDK are at home: those whose async calls are fire-and-forget, and those whose async calls are
+coroutines. The work is done by a thread of the calling process, which doesn't end before it is done. When the process
+is killed meanwhile, the next look of anybody puts the session right, as the crash tables in `engine.lifecycle` say: it
+is as it was, or it is done. The same request, called again, goes on from there.
 
 **Waiting.** A call that isn't done after ``timeout`` seconds is answered with the code ``timeout``; the work goes on,
 and the same call waits for it again. ``poll_interval`` seconds is how often a call looks that waits for another
