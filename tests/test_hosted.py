@@ -264,6 +264,8 @@ def test_odd_input_is_answered(sandboxes: Sandboxes) -> None:
             create("small", net="everywhere"),  # type: ignore[arg-type]
             sandboxes.pause(session, 0),
             sandboxes.pause(session, float("nan")),
+            sandboxes.pause(session, float("inf")),
+            session.command.execute_command("true", 1e300),
             sandboxes.resume(session, poll_interval=-1),
             sandboxes.pause(session, mode="somehow"),  # type: ignore[arg-type]
             sandboxes.list(page=0),

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from engine.errors import InvalidInput
 
+WAIT_MAX = 2_000_000
+"""seconds, some three weeks: poll(2) counts milliseconds in 31 bits"""
 REQUEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
@@ -45,8 +47,9 @@ def check(request_id: str, waiting: Wait) -> None:
     """Raises InvalidInput."""
     if not REQUEST.fullmatch(request_id):
         raise InvalidInput(f"no request id: {request_id!r}", hint="1 to 128 letters, digits, '.', '_', ':', '-'")
-    if not waiting.timeout > 0 or not waiting.poll_interval > 0:
-        raise InvalidInput("timeout and poll_interval must be more than 0 seconds")
+    for seconds in (waiting.timeout, waiting.poll_interval):
+        if not 0 < seconds <= WAIT_MAX:
+            raise InvalidInput(f"{seconds} seconds are no time to wait", hint=f"more than 0, at most {WAIT_MAX}")
 
 
 def text(value: str, name: str) -> str:

@@ -40,13 +40,15 @@ def execute(
     """``named``: the id is the caller's, so that the command may have been started before. Raises nothing of ours."""
     spec = _with_cookie(spec, request)
     output = _Tail()
-    patience = _Patience(timeout, lambda number: _kill(engine, job_id, number, request))
     try:
         number, connection, begun = _begin(engine, job_id, spec, request=request, named=named, timeout=timeout)
+        # From here on: by init's clock too the command has then taken that long when it is killed.
+        patience = _Patience(timeout, lambda: _kill(engine, job_id, number, request))
         end = _read(engine, job_id, number, connection, output, patience)
     except SeracError as error:
         return output.shown(failed(CommandResult, request, error))
-    killed = patience.over or (begun and end.signal == signal.SIGKILL and _lasted(engine, job_id, number) >= timeout)
+    late = patience.over or (begun and _lasted(engine, job_id, number) >= timeout)
+    killed = late and end.signal == signal.SIGKILL  # else it ended by itself at the last moment
     return output.shown(_told(end, request, timeout if killed else None))
 
 
@@ -93,7 +95,7 @@ def _read(
     at = session.START
     while connection is not None:
         with connection:
-            while (event := _next(connection, number, patience)) is not None:
+            while (event := _next(connection, patience)) is not None:
                 if (end := output.add(event)) is not None:
                     return end
                 at = event.end
@@ -118,7 +120,7 @@ def _again(engine: Engine, job_id: str, number: int, at: int) -> Connection | No
 class _Patience:
     """How long a command may take: after ``timeout`` seconds it is killed, and has `GRACE` to end."""
 
-    def __init__(self, timeout: float, kill: Callable[[int], None]) -> None:
+    def __init__(self, timeout: float, kill: Callable[[], None]) -> None:
         self._deadline = time.monotonic() + timeout
         self._kill = kill
         self.over = False
@@ -126,19 +128,19 @@ class _Patience:
     def left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 
-    def end(self, number: int) -> None:
+    def end(self) -> None:
         if self.over:
             raise Timeout(f"the command was killed and didn't end within {GRACE:g} seconds")
         self.over = True
         self._deadline = time.monotonic() + GRACE
-        self._kill(number)
+        self._kill()
 
 
-def _next(connection: Connection, number: int, patience: _Patience) -> SessionEvent | None:
+def _next(connection: Connection, patience: _Patience) -> SessionEvent | None:
     ready = select.poll()
     ready.register(connection, select.POLLIN)
     while not patience.left() or not ready.poll(patience.left() * 1000):
-        patience.end(number)
+        patience.end()
     return connection.receive()
 
 

@@ -52,7 +52,8 @@ class Sandboxes:
         net: Net = "none",
         limits: Limits | None = None,
     ) -> SessionResult:
-        """A new session from a base: it runs when this returns."""
+        """A new session from a base: it runs when this returns. ``timeout`` is for the wait for another process that
+        makes it, or that makes another one where their number is limited."""
         own, variables = arguments.texts(labels, "labels"), arguments.texts(env, "env")
         arguments.text(image, "image")
         arguments.text(workdir, "workdir")

@@ -73,9 +73,10 @@ class Command:
     ) -> CommandResult:
         """Run a line of /bin/sh as the session's root and wait for its end. ``cwd``: default the session's directory.
 
-        What takes more than ``timeout`` seconds is killed, with what it started. A command that outlives the call (the
-        caller was killed, the session was paused with its processes) is found again by its ``request_id``: the same
-        call reads it from its first byte on and waits for its end."""
+        What takes more than ``timeout`` seconds is killed, with what it started: its process group, and all that has
+        its environment. A command that outlives the call (the caller was killed, the session was paused with its
+        processes) is found again by its ``request_id``: the same call reads it from its first byte on and waits for its
+        end. A pause that keeps the files alone ends it, and the same call then runs it anew."""
         argv = ("/bin/sh", "-c", "--", arguments.text(line, "command"))
         spec = SessionSpec(argv=argv, workdir=arguments.text(cwd, "cwd"), env=arguments.texts(env, "env"))
         waiting, request = arguments.wait(timeout, timeout), arguments.request(request_id)
