@@ -198,8 +198,11 @@ class Catalog:
             return [msgspec.json.decode(document, type=kind) for (document,) in self._rows(query, values)]
 
     def _rows(self, query: str, values: tuple[str | bytes, ...]) -> list[Any]:
-        with _translated(self._path), self._borrowed() as connection:
-            return connection.execute(query, values).fetchall()
+        try:
+            with _translated(self._path), self._borrowed() as connection:
+                return connection.execute(query, values).fetchall()
+        except UnicodeEncodeError as error:
+            raise NotFound(f"nothing is called {error.object!r}: that is no UTF-8") from error
 
 
 _forked_away: list[sqlite3.Connection] = []

@@ -52,6 +52,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retention: tuple[Policy, ...] = ()
     """which snapshots are kept; the first that speaks of a snapshot counts"""
     quota: Quota = Quota()
+    sessions: int = 0
+    """hosted sessions (engine.hosted) that there may be, of those that haven't ended; 0 = as many as one likes"""
+    sessions_paused: bool = True
+    """whether paused ones count"""
     run: str | None = None
     """the run directory, where /run/serac isn't wanted"""
 

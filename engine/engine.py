@@ -10,21 +10,20 @@ What only some verbs need (building bases, copying, the doctor) is imported by t
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine import journal, launch, network, session
+from engine import journal, launch, network
+from engine.attaching import Attaching
 from engine.config import Config
-from engine.errors import Busy, Paused, SeracError, ToolMissing, WrongState, translated
-from engine.lifecycle import pause, processes, recover, remove, resume, run, sessions, stop
-from engine.lifecycle.root import Root, require
+from engine.errors import SeracError, ToolMissing, translated
+from engine.lifecycle import pause, recover, remove, resume, run, stop
+from engine.lifecycle.root import Root
 from engine.model import (
     ENDED,
     Archiving,
@@ -41,13 +40,10 @@ from engine.model import (
     PauseResult,
     Profile,
     ResumeResult,
-    SessionSpec,
-    SessionStatus,
     SnapshotSource,
     Warmth,
 )
 from engine.questions import Questions
-from engine.session import Connection, SessionEvent
 from engine.snapshots import Snapshots
 from engine.verbs import verb
 from engine.watching import Watching
@@ -57,11 +53,8 @@ if TYPE_CHECKING:
     from engine.lifecycle.archiving import Progress
     from engine.lifecycle.bases import Progress as BaseProgress
 
-_GLANCE = 0.2
-"""seconds between two looks at a job that is to run again"""
 
-
-class Engine(Snapshots, Questions, Watching):
+class Engine(Attaching, Snapshots, Questions, Watching):
     """One root on this host. ``timeout`` (seconds) bounds each wait of a verb: for a lock, a freeze, a launch, a kill.
 
     Opening makes the root if it is new, and puts right what a crash or a reboot left. Raises NotPrivileged, BadRoot,
@@ -165,7 +158,7 @@ class Engine(Snapshots, Questions, Watching):
         )
 
     def job(self, ref: str) -> Job:
-        return recover.look(self._root, self._root.catalog.job(ref))
+        return recover.seen(self._root, ref)
 
     @verb("stop")
     def stop(self, ref: str, *, grace: float | None = None) -> Job:
@@ -190,101 +183,6 @@ class Engine(Snapshots, Questions, Watching):
         with recover.taken(self._root, ref) as job:
             return stop.thaw(self._root, job)
 
-    # sessions
-
-    def sessions(self, ref: str) -> list[SessionStatus]:
-        """Every session that the job has or had since it began."""
-        job = self._root.catalog.job(ref)
-        return [status for _, status in sorted(session.statuses(self._root.io(job.id)).items())]
-
-    @verb("start", told=False)
-    def start(self, ref: str, spec: SessionSpec) -> SessionStatus:
-        """Start a session that nobody is attached to; it comes back after a pause if it lives then."""
-        job, complete = self._session(ref, msgspec.structs.replace(spec, keep=True))
-        with processes.connected(self._root, job.id) as connection:
-            return connection.start(complete)
-
-    @verb("exec", told=False)
-    def exec(self, ref: str, spec: SessionSpec, *, stdin: bool = False) -> Connection:
-        """Start a session and stay attached. Raises WrongState, CommandNotFound, CommandNotExecutable, BadPath."""
-        job, complete = self._session(ref, spec)
-        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
-        try:
-            connection.start(complete, attach=True, stdin=stdin)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    @verb("attach", told=False)
-    def attach(self, ref: str, number: int = 0, *, offset: int = session.TAIL, wait: bool = False) -> Connection:
-        """Attach to a session that runs, beginning with the tail of its output or at an ``offset`` of its log.
-
-        A pause or resume that is under way is waited for; with ``wait``, for as long as it takes, the resume of a
-        paused job and the thaw of a frozen one too. Raises Paused, WrongState, NotFound. Whose connection ends without
-        an Exit calls this again, with the ``end`` of the last event: it goes on there if the pause failed, or is told.
-        """
-        for _ in range(2):
-            with contextlib.suppress(WrongState):  # a pause may come between a look at the state and the connection
-                return self._attached(self._attachable(ref, number, wait=wait), number, offset)
-        return self._attached(self._attachable(ref, number, wait=wait), number, offset)
-
-    def follow(self, ref: str, number: int = 0, *, offset: int = 0, live: bool = True) -> Iterator[SessionEvent]:
-        """A session's output from ``offset`` on; ``live``: until it ends, else what there is. Works in every state."""
-        job = self._root.catalog.job(ref)
-        read = session.follow if live else session.read_log
-        return read(self._root.io(job.id), number, offset=offset)
-
-    @verb("copy_in", told=False)
-    def copy_in(self, ref: str, source: str | BinaryIO, target: str) -> None:
-        """Copy a file, a directory or a tar stream into a running job; see `engine.copy` for how names are chosen.
-
-        Paths are strings, for their end counts: ``dir/.`` is the contents of ``dir``. Raises BadPath."""
-        from engine.lifecycle import transfer
-
-        transfer.copy_in(self._root, self.job(ref), source, target)
-
-    @verb("copy_out", told=False)
-    def copy_out(self, ref: str, source: str, target: str | BinaryIO) -> None:
-        """Copy out of a job in any state but frozen, to a path or as a tar stream. No link in the job leads to the
-        host."""
-        from engine.lifecycle import transfer
-
-        transfer.copy_out(self._root, self.job(ref), source, target)
-
-    def _attachable(self, ref: str, number: int, *, wait: bool) -> Job:
-        job = self._settled(ref, wait=wait)
-        if job.state is JobState.PAUSED:
-            again = f"serac attach {job.name}" + (f" {number}" if number else "")
-            raise Paused(f"job {job.name} was paused", hint=f"`serac resume {job.name}`, `{again}`")
-        require(job, JobState.RUNNING, verb="attach to")
-        return job
-
-    def _attached(self, job: Job, number: int, offset: int) -> Connection:
-        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
-        try:
-            connection.attach(number, offset=offset)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _settled(self, ref: str, *, wait: bool) -> Job:
-        """The job when nobody pauses or resumes it any more; ``wait``: when it runs, or has ended."""
-        passing = {JobState.PAUSING, JobState.RESUMING}
-        while (job := self.job(ref)).state in passing | ({JobState.PAUSED, JobState.FROZEN} if wait else set()):
-            if job.state not in passing:
-                time.sleep(_GLANCE)
-                continue
-            with contextlib.suppress(*((Busy,) if wait else ())), recover.taken(self._root, job.id):
-                pass  # whoever works on it holds the lock until it is done
-        return job
-
-    def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:
-        job = self.job(ref)
-        require(job, JobState.RUNNING, verb="exec in")
-        return job, sessions.exec_session(job, self._root.catalog.base(job.base).env, spec)
-
     # pause and resume
 
     def pause(
@@ -298,6 +196,7 @@ class Engine(Snapshots, Questions, Watching):
         ttl: float | None = None,
         durability: Durability = "full",
         progress: Progress | None = None,
+        request: str | None = None,
     ) -> PauseResult:
         """Make a snapshot of a running or frozen job and give its compute back. ``state`` replaces the job's own JSON
         value. A pause that fails leaves the job as it was. What a process of it asks (see `asked`) goes into the
@@ -314,10 +213,19 @@ class Engine(Snapshots, Questions, Watching):
         it the root's policies decide.
 
         ``durability`` ``full``: all of it is on the device when this returns; ``fast``: it will be in some seconds, and
-        a host that goes down before loses the snapshot, not unnoticed."""
+        a host that goes down before loses the snapshot, not unnoticed.
+
+        ``request``: an id of the caller's for this call. Once it was carried out, the same one raises Repeated."""
         how = self._archiving(archive)
         result = self._pause(
-            ref, mode=mode, labels=labels or {}, state=state, archive=how, ttl=ttl, durability=durability
+            ref,
+            mode=mode,
+            labels=labels or {},
+            state=state,
+            archive=how,
+            ttl=ttl,
+            durability=durability,
+            request=request,
         )
         return self._archived(result, how, progress)
 
@@ -337,6 +245,7 @@ class Engine(Snapshots, Questions, Watching):
         memory: Memory = "auto",
         answer: Any | msgspec.UnsetType = msgspec.UNSET,
         idle: bool = False,
+        request: str | None = None,
     ) -> ResumeResult:
         """Let a paused job go on, with its processes (``process``), started again from its files (``filesystem``), or
         with what the snapshot has. A resume that fails leaves it paused. Raises CannotRestore, InvalidInput ...
@@ -347,10 +256,19 @@ class Engine(Snapshots, Questions, Watching):
         chooses by size; the result says which. A job whose memory never came is ``failed`` and can be resumed again.
         ``answer``: a JSON value for the process that asks (see `asked`), which gets null without one.
         ``idle``: start nothing: the job is up for `exec`, and starts its command, or the step that is next, when it was
-        paused with mode ``filesystem`` and is resumed. A job that failed and was kept is resumed where it failed."""
+        paused with mode ``filesystem`` and is resumed. A job that failed and was kept is resumed where it failed.
+        ``request``: as with `pause`."""
         with recover.taken(self._root, ref) as job:
             return resume.resume(
-                self._root, job, mode=mode, workdir=workdir, keep_tcp=keep_tcp, memory=memory, answer=answer, idle=idle
+                self._root,
+                job,
+                mode=mode,
+                workdir=workdir,
+                keep_tcp=keep_tcp,
+                memory=memory,
+                answer=answer,
+                idle=idle,
+                request=request,
             )
 
     @verb("fork")

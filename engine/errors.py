@@ -54,6 +54,16 @@ class Paused(WrongState):
     code, status, default_hint = "paused", 220, "`serac resume JOB`, then attach again"
 
 
+class Repeated(SeracError):
+    """The same request was carried out before: nothing was done now."""
+
+    code, status, default_hint = "repeated", 221, "nothing: it is done; a new request needs an id of its own"
+
+
+class LimitReached(SeracError):
+    code, status, default_hint = "limit-reached", 222, "delete a session, or raise `sessions` in config.json"
+
+
 class InUse(SeracError):
     code, status, default_hint = "in-use", 204, "remove what uses it first"
 

@@ -23,6 +23,7 @@ pause     freeze, seal, release compute; resume: mount, start, go on
 question  what a process of a job asks of who watches it; it waits for the answer, through a pause too
 lease     a process of a job says that the job is not to be paused for being idle
 fork      resume a snapshot as a new job; the snapshot stays
+request   a call that its caller gave an id, so that it is carried out once
 recover   bring the world back in line with the catalog after a crash
 
 Units: times are seconds since the epoch (float) unless a name says ``_ns``; sizes are bytes; ``timings`` are
@@ -45,7 +46,7 @@ Archiving = Literal["background", "wait", "never"]
 Durability = Literal["full", "fast"]
 Format = Literal["serac", "oci", "podman"]
 Outcome = Literal["resumed", "forked", "answered", "refused"]
-
+RequestVerb = Literal["pause", "resume"]
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -268,6 +269,15 @@ class Loading(Value, frozen=True, kw_only=True):
     """whether the snapshot stays when all is in"""
 
 
+class Request(Value, frozen=True, kw_only=True):
+    """A call that was carried out and that its caller had given an id."""
+
+    verb: RequestVerb
+    id: str
+    pauses: int
+    """how often the job had been paused before"""
+
+
 class Job(Value, frozen=True, kw_only=True):
     id: str
     name: str
@@ -298,6 +308,8 @@ class Job(Value, frozen=True, kw_only=True):
     failure: str | None = None
     """why it is ``failed``, in a line"""
     pauses: int = 0
+    requests: tuple[Request, ...] = ()
+    """the last that were carried out, oldest first"""
     forked_from: str | None = None
     """snapshot id"""
     answers: tuple[Answer, ...] = ()

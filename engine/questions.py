@@ -22,12 +22,12 @@ class Questions:
         """What a process of a job asks and waits for, None when none does; of a paused job what its resume answers.
 
         Pause the job to give its compute back meanwhile: the question goes along. `resume` and `fork` answer it."""
-        return asking.asked(self._root, recover.look(self._root, self._root.catalog.job(ref)))
+        return asking.asked(self._root, recover.seen(self._root, ref))
 
     def listen(self, ref: str) -> Connection:
         """A connection to a running job on which `Connection.asked` gives the number of the question that is open, and
         of each that is opened later. A pause ends it. Raises WrongState, ProtocolError."""
-        job = recover.look(self._root, self._root.catalog.job(ref))
+        job = recover.seen(self._root, ref)
         require(job, JobState.RUNNING, verb="listen to")
         connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
         try:

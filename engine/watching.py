@@ -37,13 +37,13 @@ class Watching:
         ``timeout`` seconds (None = wait for ever), WrongState when it has ended and will never be in such a state,
         NotFound when it is removed."""
         wanted, deadline = states(state), None if timeout is None else time.monotonic() + timeout
-        job = self._seen(ref)
+        job = recover.seen(self._root, ref)
         while not arrived(job, wanted):
             left = poll_interval if deadline is None else min(poll_interval, deadline - time.monotonic())
             if left <= 0:
                 raise Timeout(f"job {job.name} is still {job.state}")
             self._pass(job, left)
-            job = self._seen(job.id)
+            job = recover.seen(self._root, job.id)
         return job
 
     def events(
@@ -59,9 +59,6 @@ class Watching:
     def counters() -> Counters:
         """What this process' engines have done so far; `engine.counters.prometheus` makes text of it."""
         return counters.read()
-
-    def _seen(self, ref: str) -> Job:
-        return recover.look(self._root, self._root.catalog.job(ref))
 
     def _pass(self, job: Job, seconds: float) -> None:
         """Return when a job may have changed, after so many seconds at the latest."""

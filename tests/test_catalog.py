@@ -48,6 +48,12 @@ def test_jobs_are_found_by_name_id_and_beginning(catalog: Catalog) -> None:
         catalog.job_with("build")
 
 
+def test_what_is_no_text_names_nothing(catalog: Catalog) -> None:
+    for find in (catalog.job, catalog.job_with, catalog.snapshot, catalog.base):
+        with pytest.raises(NotFound, match=r"\\udcff"):
+            find("build\udcff")
+
+
 def test_a_name_is_taken_once(catalog: Catalog) -> None:
     add(catalog, JOB)
     with pytest.raises(NameTaken):

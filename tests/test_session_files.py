@@ -33,7 +33,7 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, make: Callable[[Path],
     readers: dict[str, Callable[[], object]] = {
         "1.spec": lambda: session.files.spec(tmp_path, 1),
         "1.status": lambda: session.status(tmp_path, 1),
-        "ask": lambda: session.request(tmp_path),
+        "ask": lambda: session.raw_question(tmp_path),
         "1.log": lambda: list(session.read_log(tmp_path, 1)),
     }
     with pytest.raises(ProtocolError):
@@ -51,7 +51,7 @@ def test_a_bad_file_hides_no_other_session(tmp_path: Path, make: Callable[[Path]
 
 def test_files_that_are_absent_are_no_error(tmp_path: Path) -> None:
     assert session.specs(tmp_path) == session.statuses(tmp_path / "gone") == {}
-    assert session.request(tmp_path) is None
+    assert session.raw_question(tmp_path) is None
     assert list(session.read_log(tmp_path, 1)) == list(session.follow(tmp_path, 1)) == []
 
 

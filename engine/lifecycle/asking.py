@@ -45,14 +45,14 @@ def asked(root: Root, job: Job) -> Question | None:
 def question(root: Root, job: Job) -> Question | None:
     """What a process of a living job asks; a file that isn't what init writes is passed over."""
     try:
-        request = session.request(root.io(job.id))
+        raw = session.raw_question(root.io(job.id))
     except ProtocolError as error:
         log.warning("job=%s %s", job.id, error)
         return None
-    if request is None:
+    if raw is None:
         return None
-    reason, state = _clean(request.reason), _value(request.state)
-    return Question(reason=reason, state=state, since=request.since, number=request.number)
+    reason, state = _clean(raw.reason), _value(raw.state)
+    return Question(reason=reason, state=state, since=raw.since, number=raw.number)
 
 
 def _clean(text: str) -> str:

@@ -27,7 +27,7 @@ import msgspec
 from engine import cgroup, checkpoint, layers, session, store
 from engine.errors import Busy, CannotCheckpoint, InvalidInput, SeracError, from_os
 from engine.kernel import process
-from engine.lifecycle import asking, dump, flush, lazy, processes, sessions, stop
+from engine.lifecycle import asking, dump, flush, lazy, processes, requests, sessions, stop
 from engine.lifecycle.root import Root, now, require
 from engine.model import Archiving, Context, Durability, Job, JobState, Layer, Mode, PauseResult, Snapshot
 from engine.steps import record, step
@@ -49,11 +49,14 @@ def pause(
     archive: Archiving = "never",
     ttl: float | None = None,
     durability: Durability = "full",
+    request: str | None = None,
 ) -> PauseResult:
     """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on.
     ``archive``: what is not ``never`` leaves the snapshot due, and the caller archives it, or has it archived.
     ``ttl``: seconds that the snapshot is kept; None = as the root's policies have it.
-    ``durability``: ``fast`` leaves 6 to the kernel and to `engine.lifecycle.flush`, and 7 isn't durable then."""
+    ``durability``: ``fast`` leaves 6 to the kernel and to `engine.lifecycle.flush`, and 7 isn't durable then.
+    ``request``: see `engine.lifecycle.requests`."""
+    requests.refuse_repeated(job, "pause", request)
     sessions.check_mode(mode)
     if durability not in get_args(Durability):
         raise InvalidInput(f"no durability {durability!r}", hint="full or fast")
@@ -64,8 +67,8 @@ def pause(
     job = lazy.awaited(root, job)
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         try:
-            stated = state is not msgspec.UNSET
-            asked = _Asked(labels, due=archive != "never", ttl=ttl, fast=durability == "fast", stated=stated)
+            stated, fast = state is not msgspec.UNSET, durability == "fast"
+            asked = _Asked(labels, due=archive != "never", ttl=ttl, fast=fast, stated=stated, request=request)
             snapshot = _cut(root, job, mode=mode, asked=asked, state=state)
         except BaseException:
             if undo(root, job):
@@ -85,7 +88,7 @@ def pause(
 
 
 class _Asked(NamedTuple):
-    """What the snapshot is to bear."""
+    """What the snapshot is to bear, and the job's row."""
 
     labels: Mapping[str, str]
     due: bool
@@ -93,6 +96,7 @@ class _Asked(NamedTuple):
     fast: bool
     stated: bool
     """whether the caller gives the state"""
+    request: str | None
 
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
@@ -100,6 +104,7 @@ def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspe
     root.put(msgspec.structs.replace(job, state=JobState.PAUSING, frozen=job.state is JobState.FROZEN))
     if state is not msgspec.UNSET:
         job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, state=state))
+    job = requests.carried_out(job, "pause", asked.request)
     if mode == "filesystem":
         return _with_files(root, job, asked=asked, reason=None)
     try:

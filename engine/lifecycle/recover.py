@@ -56,6 +56,11 @@ def look(root: Root, job: Job) -> Job:
         return job
 
 
+def seen(root: Root, ref: str) -> Job:
+    """Find a job, and give it as `look` does. Raises NotFound."""
+    return look(root, root.catalog.job(ref))
+
+
 def _left(job: Job) -> bool:
     """Whether a verb has left something for whoever takes the job next."""
     return bool(job.pending) or job.owes or asking.untold(job)

@@ -31,7 +31,7 @@ import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import asking, flush, lazy, processes, records, restore, sessions, trees, wake
+from engine.lifecycle import asking, flush, lazy, processes, records, requests, restore, sessions, trees, wake
 from engine.lifecycle.root import Root, now, require
 from engine.model import (
     Context,
@@ -64,13 +64,15 @@ def resume(
     answer: Any | msgspec.UnsetType = msgspec.UNSET,
     reply: bool = True,
     idle: bool = False,
+    request: str | None = None,
 ) -> ResumeResult:
     """``mode``: ``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is.
     ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere.
     ``keep``: the snapshot stays. ``answer``: to what a process of it asks, which without one gets null; not ``reply``:
-    it asks on. ``idle``: from the files, and nothing is started."""
+    it asks on. ``idle``: from the files, and nothing is started. ``request``: see `engine.lifecycle.requests`."""
     sessions.check_mode(mode)
     job = _again(root, job)
+    requests.refuse_repeated(job, "resume", request)
     require(job, JobState.PAUSED, verb="resume")
     snapshot = root.catalog.snapshot(job.snapshot or "")
     back = with_processes(root, snapshot, mode, idle=idle)
@@ -84,7 +86,7 @@ def resume(
         try:
             with step("resume.plan", job=job.id):
                 resuming, strategy = _prepare(root, job, snapshot, clear=not back, keep=keep or choice.lazy)
-            resuming = msgspec.structs.replace(resuming, answers=answers)
+            resuming = requests.carried_out(msgspec.structs.replace(resuming, answers=answers), "resume", request)
             generation = wake.new_generation(root, resuming)
             if back:
                 loading = Loading(snapshot=snapshot.id, keep=keep) if choice.lazy else None
@@ -289,6 +291,7 @@ def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
         snapshot=snapshot.id,
         pending=(),
         loading=None,
+        requests=requests.resume_taken_back(job),
     )
     with root.catalog.transaction(durable=True) as transaction:
         transaction.put_job(paused)

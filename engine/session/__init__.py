@@ -11,7 +11,7 @@ the socket: whatever comes from either is checked, bounded, and a ProtocolError 
 """
 
 from engine.session.connection import INPUT_MAX, LIVE, START, TAIL, Connection, connect
-from engine.session.files import SESSION_ID_MAX, Request, request, specs, status, statuses
+from engine.session.files import SESSION_ID_MAX, RawQuestion, raw_question, specs, status, statuses
 from engine.session.log import follow, follow_unblocked, read_log
 from engine.session.protocol import CHUNK_MAX, Exit, Output, SessionEvent, StepMark, encode_answer
 
@@ -25,15 +25,15 @@ __all__ = [
     "Connection",
     "Exit",
     "Output",
-    "Request",
+    "RawQuestion",
     "SessionEvent",
     "StepMark",
     "connect",
     "encode_answer",
     "follow",
     "follow_unblocked",
+    "raw_question",
     "read_log",
-    "request",
     "specs",
     "status",
     "statuses",

@@ -225,8 +225,8 @@ class Connection:
         return found
 
     def answer(self, outcome: Outcome, *, text: str = "", state: str | None = None, number: int = 0) -> None:
-        """Answer the open question (see `request`), and no other than that ``number`` if it isn't 0. ``state`` is JSON.
-        Raises NotFound when nobody waits any more."""
+        """Answer the open question (see `raw_question`), and no other than that ``number`` if it isn't 0. ``state`` is
+        JSON. Raises NotFound when nobody waits any more."""
         payload = encode_answer(outcome, text=text, state=state)
         self._request(Message(type=Type.ANSWER, offset=number, payload=payload), Type.OK)
 

@@ -36,7 +36,7 @@ RECORD_COST = 64
 NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(spec|status)")
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class RawQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """What a process of the job asked for by M_ASK and waits for; all of it is the job's word."""
 
     reason: str
@@ -59,7 +59,7 @@ def statuses(io: Path) -> dict[int, SessionStatus]:
     return dict(_sessions(io, "status", decode_status))
 
 
-def request(io: Path) -> Request | None:
+def raw_question(io: Path) -> RawQuestion | None:
     """The question that is open, None without one. Raises ProtocolError."""
     content = _read(io, "ask")
     if content is None:
@@ -67,7 +67,7 @@ def request(io: Path) -> Request | None:
     records = dict(decode_records(content))
     if "pid" not in records:
         raise ProtocolError("the job's question doesn't say who asks")
-    return Request(
+    return RawQuestion(
         reason=records.get("reason", ""),
         state=records.get("state"),
         pid=number(records["pid"]),

@@ -1,0 +1,121 @@
+"""The verbs of sessions and of files, a part of `engine.engine.Engine`: start one, attach to it, follow it, copy."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import msgspec
+
+from engine import session
+from engine.errors import Busy, Paused, WrongState
+from engine.lifecycle import processes, recover, sessions
+from engine.lifecycle.root import Root, require
+from engine.model import Job, JobState, SessionSpec, SessionStatus
+from engine.session import Connection, SessionEvent
+from engine.verbs import verb
+
+_GLANCE = 0.2
+"""seconds between two looks at a job that is to run again"""
+
+
+class Attaching:
+    """What needs an opened root and no more."""
+
+    _root: Root
+
+    def sessions(self, ref: str) -> list[SessionStatus]:
+        """Every session that the job has or had since it began."""
+        job = self._root.catalog.job(ref)
+        return [status for _, status in sorted(session.statuses(self._root.io(job.id)).items())]
+
+    @verb("start", told=False)
+    def start(self, ref: str, spec: SessionSpec) -> SessionStatus:
+        """Start a session that nobody is attached to; it comes back after a pause if it lives then."""
+        job, complete = self._session(ref, msgspec.structs.replace(spec, keep=True))
+        with processes.connected(self._root, job.id) as connection:
+            return connection.start(complete)
+
+    @verb("exec", told=False)
+    def exec(self, ref: str, spec: SessionSpec, *, stdin: bool = False) -> Connection:
+        """Start a session and stay attached. Raises WrongState, CommandNotFound, CommandNotExecutable, BadPath."""
+        job, complete = self._session(ref, spec)
+        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
+        try:
+            connection.start(complete, attach=True, stdin=stdin)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @verb("attach", told=False)
+    def attach(self, ref: str, number: int = 0, *, offset: int = session.TAIL, wait: bool = False) -> Connection:
+        """Attach to a session that runs, beginning with the tail of its output or at an ``offset`` of its log.
+
+        A pause or resume that is under way is waited for; with ``wait``, for as long as it takes, the resume of a
+        paused job and the thaw of a frozen one too. Raises Paused, WrongState, NotFound. Whose connection ends without
+        an Exit calls this again, with the ``end`` of the last event: it goes on there if the pause failed, or is told.
+        """
+        for _ in range(2):
+            with contextlib.suppress(WrongState):  # a pause may come between a look at the state and the connection
+                return self._attached(self._attachable(ref, number, wait=wait), number, offset)
+        return self._attached(self._attachable(ref, number, wait=wait), number, offset)
+
+    def follow(self, ref: str, number: int = 0, *, offset: int = 0, live: bool = True) -> Iterator[SessionEvent]:
+        """A session's output from ``offset`` on; ``live``: until it ends, else what there is. Works in every state."""
+        job = self._root.catalog.job(ref)
+        read = session.follow if live else session.read_log
+        return read(self._root.io(job.id), number, offset=offset)
+
+    @verb("copy_in", told=False)
+    def copy_in(self, ref: str, source: str | BinaryIO, target: str) -> None:
+        """Copy a file, a directory or a tar stream into a running job; see `engine.copy` for how names are chosen.
+
+        Paths are strings, for their end counts: ``dir/.`` is the contents of ``dir``. Raises BadPath."""
+        from engine.lifecycle import transfer
+
+        transfer.copy_in(self._root, recover.seen(self._root, ref), source, target)
+
+    @verb("copy_out", told=False)
+    def copy_out(self, ref: str, source: str, target: str | BinaryIO) -> None:
+        """Copy out of a job in any state but frozen, to a path or as a tar stream. No link in the job leads to the
+        host."""
+        from engine.lifecycle import transfer
+
+        transfer.copy_out(self._root, recover.seen(self._root, ref), source, target)
+
+    def _attachable(self, ref: str, number: int, *, wait: bool) -> Job:
+        job = self._settled(ref, wait=wait)
+        if job.state is JobState.PAUSED:
+            again = f"serac attach {job.name}" + (f" {number}" if number else "")
+            raise Paused(f"job {job.name} was paused", hint=f"`serac resume {job.name}`, `{again}`")
+        require(job, JobState.RUNNING, verb="attach to")
+        return job
+
+    def _attached(self, job: Job, number: int, offset: int) -> Connection:
+        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
+        try:
+            connection.attach(number, offset=offset)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _settled(self, ref: str, *, wait: bool) -> Job:
+        """The job when nobody pauses or resumes it any more; ``wait``: when it runs, or has ended."""
+        passing = {JobState.PAUSING, JobState.RESUMING}
+        waits = passing | ({JobState.PAUSED, JobState.FROZEN} if wait else set())
+        while (job := recover.seen(self._root, ref)).state in waits:
+            if job.state not in passing:
+                time.sleep(_GLANCE)
+                continue
+            with contextlib.suppress(*((Busy,) if wait else ())), recover.taken(self._root, job.id):
+                pass  # whoever works on it holds the lock until it is done
+        return job
+
+    def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:
+        job = recover.seen(self._root, ref)
+        require(job, JobState.RUNNING, verb="exec in")
+        return job, sessions.exec_session(job, self._root.catalog.base(job.base).env, spec)
