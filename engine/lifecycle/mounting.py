@@ -91,10 +91,10 @@ def unmount(root: Root, name: str) -> None:
 
 def wanted(root: Root, jobs: Iterable[Job]) -> set[str]:
     """The names under which jobs have images mounted now, or are about to."""
-    return {name for job in jobs if job.state in LIVE | PASSING for name in _names(root, job)}
+    return {name for job in jobs if job.state in LIVE | PASSING for name in names(root, job)}
 
 
-def _names(root: Root, job: Job) -> set[str]:
+def names(root: Root, job: Job) -> set[str]:
     """Of the images in a job's chain, or in the one that its overlay was made of."""
     rows = {layer.id: layer for layer in root.catalog.layers({*job.layers, *job.mounted})}
     chains = ([rows[layer] for layer in chain if layer in rows] for chain in (job.layers, job.mounted))
@@ -103,7 +103,14 @@ def _names(root: Root, job: Job) -> set[str]:
 
 def let_go(root: Root, job: Job) -> None:
     """Unmount what only this job, which has nothing mounted any more, had in its chain."""
-    for name in _names(root, job):
-        with contextlib.suppress(FileNotFoundError), store.locked(root.images / digest_of(name), timeout=root.timeout):
-            if name not in wanted(root, (other for other in root.catalog.jobs() if other.id != job.id)):
+    release(root, names(root, job), but=job.id)
+
+
+def release(root: Root, held: Iterable[str], *, but: str) -> None:
+    """Unmount those of the names ``held`` that no job wants ``but`` this one."""
+    for name in held:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(FileNotFoundError):  # without an image nobody can be about to mount it
+                stack.enter_context(store.locked(root.images / digest_of(name), timeout=root.timeout))
+            if name not in wanted(root, (other for other in root.catalog.jobs() if other.id != but)):
                 unmount(root, name)

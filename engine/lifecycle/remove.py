@@ -14,7 +14,7 @@ from typing import NamedTuple
 from engine import layers
 from engine.catalog import Transaction
 from engine.errors import Busy, InUse
-from engine.lifecycle import processes
+from engine.lifecycle import mounting, processes
 from engine.lifecycle.root import Root, require
 from engine.model import ENDED, Job, JobState, Snapshot
 from engine.steps import step
@@ -35,10 +35,12 @@ def remove(root: Root, job: Job, *, force: bool) -> None:
 
 def erase(root: Root, job: Job) -> None:
     """Remove a job, whatever state it is in; the caller holds its lock and an intent."""
+    mounted = mounting.names(root, job)  # with the job's row those of its layers may go
     with step("remove.commit", job=job.id):
         gone = _forget(root, job)
     with step("remove.release", job=job.id):
         processes.take_down(root, job)
+        mounting.release(root, mounted, but=job.id)
     with step("remove.bytes", job=job.id):
         gone.remove(root)
         remove_tree(root.jobs / job.id)
