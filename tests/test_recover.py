@@ -53,7 +53,7 @@ def steps_of_the_source() -> set[str]:
     return {name for name in found if not name.startswith("recover.")}
 
 
-ELSEWHERE = re.compile(r"(archive|flatten|collect|import)\.")
+ELSEWHERE = re.compile(r"(archive|flatten|collect|import|demote)\.")
 """verbs whose steps are in test_recover_archives.py"""
 STEPS = sorted(name for name in steps_of_the_source() - {"base.unmount", "base.remove"} if not ELSEWHERE.match(name))
 

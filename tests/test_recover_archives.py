@@ -1,4 +1,4 @@
-"""An engine is killed before and after each step of the verbs that make, merge, collect and take images.
+"""An engine is killed before and after each step of the verbs that deal with images: archiving, collecting, demotion ..
 
 What their crash tables promise: no snapshot is lost or half done, the verb called again succeeds, what the job had
 written is there, and when all is removed nothing is left."""
@@ -23,6 +23,7 @@ VERBS = {
     "flatten": "engine.snapshot_flatten(engine.job('a').snapshot)",
     "collect": "engine.collect()",
     "import": "engine.snapshot_import(os.environ['TREE'])",
+    "demote": "engine.demote('a')",
 }
 
 
@@ -88,6 +89,10 @@ def again(engine: Engine, verb: str, file: Path) -> None:
     elif verb == "collect":
         engine.collect()
         assert engine.collect() == []
+    elif verb == "demote":
+        engine.demote("a")
+        assert engine.demote("a") == []
+        assert not any(layer.directory for layer in engine._root.catalog.layers())
     else:
         engine.snapshot_import(os.fspath(file))
 
