@@ -13,6 +13,7 @@ ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>, go
                    manifest.json of the snapshot that it tops, once that is archived
   jobs/<id>/       io/ (logs, status, the socket of init); the lock of the job is on this directory
   tmp/             images are built here, then renamed; what lies here outside of a verb is the trace of a crash
+  supervisor/      what the supervisor has seen of jobs so far; its lock is on this directory
   ballast          room that is given up when a removal meets a full disk
 """
 
@@ -21,13 +22,42 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from engine.errors import InvalidInput, from_os
-from engine.model import Archiving
+from engine.model import Archiving, Mode
 
 DEFAULT_ROOT = Path("/var/lib/serac")
+
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Supervise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a supervisor does by itself. Ages are in seconds, 0 = never."""
+
+    interval: Positive = 5.0
+    """seconds between two looks"""
+    freeze_after: NotNegative = 300.0
+    """how long a job has been idle when it is frozen (hot)"""
+    pause_after: NotNegative = 900.0
+    """how long a job has been idle when it is paused (warm); `JobSpec.idle` is the job's own"""
+    cold_after: NotNegative = 86400.0
+    """how long a job has been paused when all but its images goes (cold)"""
+    cpu: NotNegative = 1.0
+    """per cent of a processor, between two looks; a job that uses more isn't idle"""
+    mode: Mode = "auto"
+    """how idle jobs are paused; ``process`` leaves those alone whose processes can't be kept"""
+    stall: NotNegative = 10.0
+    """per cent of the last ten seconds in which some process of the host waited for memory (PSI): from there on the
+    longest idle jobs are paused before their time; 0 = never"""
+    available: NotNegative = 5.0
+    """where the kernel has no PSI: the same below so many per cent of available memory"""
+    sweep: NotNegative = 600.0
+    """seconds between two times that what nobody needs is collected, and what crashed engines left is put right"""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +77,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """whether pauses archive, where they don't say"""
     depth: int = 8
     """layers of a chain, 2 at least, from which on it is flattened in the background; 0 = never"""
+    supervise: Supervise = Supervise()
     run: str | None = None
     """the run directory, where /run/serac isn't wanted"""
 

@@ -30,7 +30,7 @@ VERBS = {
     "base build", "base ls", "base show", "base warm", "base rm", "run", "ps", "show", "logs", "exec", "attach", "cp",
     "pause", "freeze", "thaw", "resume", "stop", "rm", "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
     "snapshot pin", "snapshot unpin", "snapshot archive", "snapshot verify", "snapshot diff", "snapshot flatten",
-    "snapshot export", "snapshot import", "gc", "doctor", "completion",
+    "snapshot export", "snapshot import", "gc", "supervise", "doctor", "completion",
 }  # fmt: skip
 
 SERAC = (sys.executable, "-m", "engine.cli")
@@ -97,6 +97,9 @@ def test_examples_in_help_parse(command: str) -> None:
         "snapshot export S FILE --with-base",
         "snapshot import FILE --trust",
         "gc --dry-run",
+        "supervise --once --dry-run --interval 1m",
+        "supervise --unit",
+        "run --idle 1h -- CMD",
         "resume S --as NAME",
         "stop --grace 3 J",
         "rm --force J K",

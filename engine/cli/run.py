@@ -47,6 +47,12 @@ def _add_what(parser: Parser) -> None:
         "--on-resume", metavar="SCRIPT", help="a shell script for when the job's processes were brought back or forked"
     )
     group.add_argument("--resume-signal", metavar="SIG", help="a signal for its sessions at that moment: USR1, HUP ...")
+    group.add_argument(
+        "--idle",
+        metavar="TIME",
+        type=values.duration,
+        help="let `serac supervise` pause it when idle for so long (0: never)",
+    )
     group.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
 
 
@@ -108,6 +114,7 @@ def _spec(args: Namespace, engine: Engine) -> JobSpec:
         allow=tuple(args.allow or ()),
         on_resume=("/bin/sh", "-c", args.on_resume) if args.on_resume else (),
         resume_signal=args.resume_signal,
+        idle=args.idle,
         state=args.state,
     )
 

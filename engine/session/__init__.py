@@ -11,7 +11,7 @@ the socket: whatever comes from either is checked, bounded, and a ProtocolError 
 """
 
 from engine.session.connection import INPUT_MAX, LIVE, START, TAIL, Connection, connect
-from engine.session.files import SESSION_ID_MAX, Question, question, specs, status, statuses
+from engine.session.files import SESSION_ID_MAX, Lease, Question, Trace, lease, question, specs, status, statuses, trace
 from engine.session.log import follow, read_log
 from engine.session.protocol import Exit, Output, SessionEvent, StepMark
 
@@ -23,15 +23,19 @@ __all__ = [
     "TAIL",
     "Connection",
     "Exit",
+    "Lease",
     "Output",
     "Question",
     "SessionEvent",
     "StepMark",
+    "Trace",
     "connect",
     "follow",
+    "lease",
     "question",
     "read_log",
     "specs",
     "status",
     "statuses",
+    "trace",
 ]
