@@ -46,7 +46,8 @@ class Done(Value, frozen=True, kw_only=True):
 
 class Supervisor:
     """Of one root. ``settings``: instead of config.json's. ``dry_run``: decides and does nothing, needs no lock and
-    keeps nothing. ``report`` is told of each action. ``clock`` (monotonic) and ``wall`` are the time, in seconds."""
+    keeps nothing. ``report`` is told of each action. ``clock`` (monotonic) and ``wall`` are the time, in seconds,
+    ``pressure`` how short memory is; default: as the host has it."""
 
     def __init__(
         self,
@@ -57,11 +58,12 @@ class Supervisor:
         report: Callable[[Done], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        pressure: Callable[[], Pressure] | None = None,
     ) -> None:
         self.settings = settings or engine.config.settings.supervise
         self._engine, self._root = engine, engine._root
         self._dry_run, self._report = dry_run, report
-        self._clock, self._wall = clock, wall
+        self._clock, self._wall, self._pressure = clock, wall, pressure or host_pressure
         self._place = engine.config.root / "supervisor"
         self._watches: dict[str, Watch] = {}
         self._swept: float | None = None
@@ -111,7 +113,7 @@ class Supervisor:
             self._swept = now
             self._sweep()
         found = self._look(now)
-        actions = decide(found, self.settings, _pressure(), now)
+        actions = decide(found, self.settings, self._pressure(), now)
         self._keep(now)
         done = []
         for action in actions:
@@ -188,7 +190,7 @@ class Supervisor:
             self._failed(action, now)
             self._tell(action, code, str(error))
             return Done(action=action, outcome=code, error=str(error))
-        self._succeeded(action)
+        self._succeeded(action, now)
         self._tell(action, "ok", None)
         return Done(action=action)
 
@@ -236,10 +238,15 @@ class Supervisor:
         if (seen.clients and job.state is JobState.RUNNING) or seen.trace != watch.trace:
             raise Busy(f"job {job.name} isn't idle any more")
 
-    def _succeeded(self, action: Action) -> None:
+    def _succeeded(self, action: Action, now: float) -> None:
+        """What the supervisor did was no deed of the job."""
         watch = msgspec.structs.replace(self._watches[action.job], failures=0)
-        if action.verb == "freeze":  # that was no deed of the job
+        if action.verb == "freeze":
             watch = msgspec.structs.replace(watch, state=JobState.FROZEN)
+        elif action.verb == "pause":
+            with contextlib.suppress(NotFound):  # it was removed at once
+                job = self._root.catalog.job_with(action.job)
+                watch = watching.observe(watch, job, None, now=now, wall=self._wall(), cpu=self.settings.cpu)
         self._watches[action.job] = watch
 
     def _failed(self, action: Action, now: float) -> None:
@@ -279,5 +286,5 @@ def _facts(job: Job, watch: Watch, seen: Activity | None, rows: collect.Rows) ->
     )
 
 
-def _pressure() -> Pressure:
+def host_pressure() -> Pressure:
     return Pressure(stall=pressure.memory_stall(), available=pressure.memory_available())

@@ -60,10 +60,8 @@ def life_of(job: Job) -> str:
 def observe(before: Watch | None, job: Job, seen: Activity | None, *, now: float, wall: float, cpu: float) -> Watch:
     """``seen``: None for a job that doesn't live. ``wall``: seconds since the epoch; ``cpu``: per cent of a processor
     that is activity. Pure."""
-    life = life_of(job)
-    if before is None or before.life != life:
-        asked = before.asked if before is not None else None
-        before = Watch(life=life, state=job.state, since=now, last="it began", asked=asked)
+    if before is None or before.life != life_of(job):
+        before = _begun(before, job, now=now)
         if seen is not None:
             before = msgspec.structs.replace(before, looked=now, cpu=seen.cpu, trace=seen.trace)
     if seen is None:
@@ -76,6 +74,12 @@ def observe(before: Watch | None, job: Job, seen: Activity | None, *, now: float
         lease=lease,
         **({"since": now, "last": did} if did is not None else {}),
     )
+
+
+def _begun(before: Watch | None, job: Job, *, now: float) -> Watch:
+    """A new life."""
+    asked = before.asked if before is not None else None
+    return Watch(life=life_of(job), state=job.state, since=now, last="it began", asked=asked)
 
 
 def rebased(before: Watch, seen: Activity, *, now: float) -> Watch:
