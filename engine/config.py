@@ -44,7 +44,7 @@ class Supervise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     freeze_after: NotNegative = 300.0
     """how long a job has been idle when it is frozen (hot)"""
     pause_after: NotNegative = 900.0
-    """how long a job has been idle when it is paused (warm); `JobSpec.idle` is the job's own"""
+    """how long a job has been idle when it is paused (warm); `JobSpec.pause_after` is the job's own"""
     cold_after: NotNegative = 86400.0
     """how long a job has been paused when all but its images goes (cold)"""
     cpu: NotNegative = 1.0

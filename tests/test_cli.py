@@ -99,7 +99,7 @@ def test_examples_in_help_parse(command: str) -> None:
         "gc --dry-run",
         "supervise --once --dry-run --interval 1m",
         "supervise --unit",
-        "run --idle 1h -- CMD",
+        "run --pause-after 1h -- CMD",
         "resume S --as NAME",
         "stop --grace 3 J",
         "rm --force J K",

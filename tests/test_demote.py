@@ -65,7 +65,7 @@ def test_what_others_run_on_stays_warm(engine: Engine) -> None:
     engine.fork(snapshot, name="b")
     with pytest.raises(InUse):
         engine.demote("a")
-    assert demote.rest(engine.job("a"), demote.collect.rows_of(engine._root)) == "shared"
+    assert demote.rest(engine.job("a"), demote.rows_of(engine._root)) == "shared"
     engine.remove("b", force=True)
     assert len(engine.demote("a")) == 1
     engine.fork(snapshot, name="b")
@@ -107,7 +107,7 @@ def test_what_is_being_read_is_left(engine: Engine) -> None:
 
 def test_the_way_down_is_told(engine: Engine) -> None:
     def rest() -> demote.Rest:
-        return demote.rest(engine.job("a"), demote.collect.rows_of(engine._root))
+        return demote.rest(engine.job("a"), demote.rows_of(engine._root))
 
     engine.run(shell("sleep 1000", name="a"))
     snapshot = engine.pause("a").snapshot

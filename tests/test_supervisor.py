@@ -132,8 +132,8 @@ def test_all_the_way_down_and_back(engine: Engine, supervise: Watcher, clock: Cl
 def test_only_the_idle_rest(engine: Engine, supervise: Watcher, clock: Clock) -> None:
     for name in ("idle", "printing", "watched", "awake", "late"):
         waiting(engine, name)
-    waiting(engine, "never", idle=0.0)
-    waiting(engine, "soon", idle=30.0)
+    waiting(engine, "never", pause_after=0.0)
+    waiting(engine, "soon", pause_after=30.0)
     engine.run(shell("while :; do :; done", name="busy"))
     lease = r"printf 'until=%s\0reason=builds\0' {} > /run/serac/awake"
     inside(engine, "awake", lease.format(0))
@@ -146,6 +146,7 @@ def test_only_the_idle_rest(engine: Engine, supervise: Watcher, clock: Clock) ->
         used = cpu(engine, "busy")
         wait_for(lambda: cpu(engine, "busy") > used)
         engine.start("printing", SessionSpec(argv=("/bin/echo", "word")))
+        quiet(engine, "printing")
         clock.now += 400
         found = said(supervisor.tick())
     assert sorted(found) == [("pause", name, "ok") for name in ("idle", "late", "soon")]
@@ -164,7 +165,7 @@ def cpu(engine: Engine, name: str) -> float:
 
 
 def test_a_job_that_asks_is_paused_once(engine: Engine, supervise: Watcher, clock: Clock) -> None:
-    engine.run(shell(ASK, name="a", idle=0.0))
+    engine.run(shell(ASK, name="a", pause_after=0.0))
     wait_for(lambda: activity.look(engine._root, engine.job("a")).question)
     supervisor = supervise()
     assert said(supervisor.tick()) == [("pause", "a", "ok")]
@@ -182,7 +183,7 @@ def test_a_job_that_asks_is_paused_once(engine: Engine, supervise: Watcher, cloc
 
 
 def test_when_memory_is_short_the_longest_idle_go(engine: Engine, supervise: Watcher, clock: Clock) -> None:
-    short = Pressure(stall=50.0)
+    short = Pressure(stall=0.0)
     supervisor = supervise(pressure=lambda: short)
     for name in ("a", "b"):
         waiting(engine, name)
@@ -190,6 +191,7 @@ def test_when_memory_is_short_the_longest_idle_go(engine: Engine, supervise: Wat
         assert supervisor.tick() == []
         clock.now += 10
     waiting(engine, "c")
+    short = Pressure(stall=50.0)
     assert said(supervisor.tick()) == [("pause", "a", "ok")]
     short = Pressure(stall=0.0)
     assert supervisor.tick() == []

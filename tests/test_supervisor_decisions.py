@@ -48,13 +48,13 @@ TABLE: list[tuple[str, Facts, str | None]] = [
     ("a running one is paused at once when it is due", facts(age=1e6), "pause"),
     ("a lease keeps it awake", facts(age=1e6, lease=LEASE), None),
     ("a lease keeps a frozen one too", facts("frozen", 1e6, lease=LEASE), None),
-    ("its own age is longer", facts(age=400, idle=500.0), "freeze"),
-    ("and reached", facts(age=500, idle=500.0), "pause"),
-    ("its own age is shorter than that for a freeze", facts(age=30, idle=20.0), "pause"),
-    ("it is never to be paused, nor frozen", facts(age=1e6, idle=0.0), None),
+    ("its own age is longer", facts(age=400, pause_after=500.0), "freeze"),
+    ("and reached", facts(age=500, pause_after=500.0), "pause"),
+    ("its own age is shorter than that for a freeze", facts(age=30, pause_after=20.0), "pause"),
+    ("it is never to be paused, nor frozen", facts(age=1e6, pause_after=0.0), None),
     ("it asks", facts(age=0, question=""), "pause"),
     ("it asks while it holds a lease", facts(age=0, question="", lease=LEASE), "pause"),
-    ("it asks though it is never idle", facts(age=0, question="", idle=0.0), "pause"),
+    ("it asks though it is never idle", facts(age=0, question="", pause_after=0.0), "pause"),
     ("it asked and was frozen", facts("frozen", question="x"), "pause"),
     ("what failed is left for a while", facts(age=1e6, retry=NOW + 1), None),
     ("what failed and asks too", facts(question="x", retry=NOW + 1), None),
@@ -106,7 +106,7 @@ PRESSED: list[tuple[str, list[Facts], list[tuple[str, str]]]] = [
     ),
     ("a running one, where none is frozen", [facts(age=61)], [("pause", "a")]),
     ("a lease holds", [facts("frozen", 200, lease=LEASE)], []),
-    ("never idle", [facts("frozen", 200, idle=0.0)], []),
+    ("never idle", [facts("frozen", 200, pause_after=0.0)], []),
     ("failed just now", [facts("frozen", 200, retry=NOW + 1)], []),
     ("frozen just now", [facts("frozen", 0)], []),
     ("nothing that is paused", [facts("paused", 200)], []),
@@ -184,7 +184,7 @@ ANY_JOBS = st.lists(
         state=st.sampled_from(["running", "frozen", "paused"]),
         age=st.floats(0, 1e6),
         job=st.uuids().map(str),
-        idle=st.none() | st.floats(0, 1e5),
+        pause_after=st.none() | st.floats(0, 1e5),
         lease=st.sampled_from([None, LEASE]),
         retry=st.sampled_from([0.0, NOW + 1]),
         question=st.none() | st.text(max_size=300),
@@ -210,7 +210,7 @@ def test_any_decision_is_sound(jobs: list[Facts], stall: float | None, available
         assert action.asked == (job.question is not None and job.state is not JobState.PAUSED)
         if not action.asked and action.verb in ("freeze", "pause"):
             assert job.watch.lease is None
-            assert job.idle != 0
+            assert job.pause_after != 0
         assert action.reason
     early = [a for a in actions if a.verb == "pause" and not a.asked and "memory is short" in a.reason]
     assert len(early) <= 1
@@ -368,8 +368,8 @@ def test_settings_are_read(tmp_path: Path) -> None:
     assert (found.pause_after, found.freeze_after, found.cold_after) == (60, 0, 86400)
 
 
-@pytest.mark.parametrize("idle", [-1.0, float("nan"), float("inf")])
-def test_a_job_cannot_be_idle_for_no_time(idle: float) -> None:
+@pytest.mark.parametrize("age", [-1.0, float("nan"), float("inf")])
+def test_a_job_cannot_be_idle_for_no_time(age: float) -> None:
     with pytest.raises(InvalidInput):
-        check(JobSpec(base="b", idle=idle))
-    check(JobSpec(base="b", idle=0.0))
+        check(JobSpec(base="b", pause_after=age))
+    check(JobSpec(base="b", pause_after=0.0))

@@ -48,7 +48,7 @@ def _add_what(parser: Parser) -> None:
     )
     group.add_argument("--resume-signal", metavar="SIG", help="a signal for its sessions at that moment: USR1, HUP ...")
     group.add_argument(
-        "--idle",
+        "--pause-after",
         metavar="TIME",
         type=values.duration,
         help="let `serac supervise` pause it when idle for so long (0: never)",
@@ -114,7 +114,7 @@ def _spec(args: Namespace, engine: Engine) -> JobSpec:
         allow=tuple(args.allow or ()),
         on_resume=("/bin/sh", "-c", args.on_resume) if args.on_resume else (),
         resume_signal=args.resume_signal,
-        idle=args.idle,
+        pause_after=args.pause_after,
         state=args.state,
     )
 

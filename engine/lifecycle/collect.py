@@ -25,7 +25,7 @@ from engine.steps import step
 def collect(root: Root, *, dry_run: bool = False) -> list[Collected]:
     """What was removed, or would be, each with its reason."""
     root.give_way()
-    found = find(rows_of(root), os.listdir(root.images))
+    found = find(_rows(root), os.listdir(root.images))
     if dry_run:
         return found
     with root.intent("collect"):
@@ -38,7 +38,7 @@ class Rows(NamedTuple):
     jobs: list[Job]
 
 
-def rows_of(root: Root) -> Rows:
+def _rows(root: Root) -> Rows:
     return Rows(root.catalog.layers(), root.catalog.snapshots(), root.catalog.jobs())
 
 
@@ -99,7 +99,7 @@ def _drop_directory(root: Root, layer_id: str) -> bool:
 
 def _drop(root: Root, layer_id: str) -> bool:
     with step("collect.directory"), root.catalog.transaction(durable=True) as transaction:
-        rows = rows_of(root)
+        rows = _rows(root)
         if layer_id not in redundant(rows.layers, rows.snapshots, rows.jobs):
             return False
         (layer,) = root.catalog.chain((layer_id,))

@@ -16,7 +16,6 @@ stay such: `engine.lifecycle.collect` takes them when the last of these jobs has
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -25,7 +24,7 @@ from engine import archive, layers, store
 from engine.errors import Busy, InUse
 from engine.lifecycle import archiving, collect, recover
 from engine.lifecycle.root import Root, require
-from engine.model import Collected, Job, JobState, Layer, Snapshot
+from engine.model import Collected, Job, JobState, Layer
 from engine.steps import step
 
 Rest = Literal["local", "due", "archived", "shared", "cold"]
@@ -78,7 +77,7 @@ def _droppable(root: Root, job: Job) -> list[Layer]:
     chain = root.catalog.chain(snapshot.layers)
     if snapshot.archive is None:
         raise Busy(f"the chain of snapshot {snapshot.id} was flattened meanwhile", hint="try again")
-    alone = _alone(job, root.catalog.layers(), root.catalog.snapshots(), root.catalog.jobs())
+    alone = _alone(job, rows_of(root))
     if chain[-1].directory and chain[-1].id not in alone:
         raise InUse(f"other jobs run on what job {job.name} is paused to", hint="`serac ps` lists them")
     images = {layer.image for layer in chain} | {snapshot.image.digest if snapshot.image is not None else None}
@@ -87,9 +86,13 @@ def _droppable(root: Root, job: Job) -> list[Layer]:
     return [layer for layer in chain if layer.id in alone]
 
 
-def _alone(job: Job, rows: Iterable[Layer], snapshots: Iterable[Snapshot], jobs: Iterable[Job]) -> set[str]:
+def _alone(job: Job, rows: collect.Rows) -> set[str]:
     """The layers whose directories nobody but this job, paused as it is, could want. Pure."""
-    return set(collect.redundant(rows, snapshots, [other for other in jobs if other.id != job.id]))
+    return set(collect.redundant(rows.layers, rows.snapshots, [other for other in rows.jobs if other.id != job.id]))
+
+
+def rows_of(root: Root) -> collect.Rows:
+    return collect.Rows(root.catalog.layers(), root.catalog.snapshots(), root.catalog.jobs())
 
 
 def rest(job: Job, rows: collect.Rows) -> Rest:
@@ -100,4 +103,4 @@ def rest(job: Job, rows: collect.Rows) -> Rest:
         return "cold"
     if snapshot.archive is None:
         return "due" if snapshot.due else "local"
-    return "archived" if top.id in _alone(job, *rows) else "shared"
+    return "archived" if top.id in _alone(job, rows) else "shared"

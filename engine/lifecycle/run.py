@@ -119,8 +119,10 @@ def check(spec: JobSpec) -> None:
     sessions.check_workdir(spec.workdir)
     wake.check(spec)
     sessions.check_annotations(spec.labels, spec.state)
-    if spec.idle is not None and not 0 <= spec.idle < float("inf"):
-        raise InvalidInput(f"idle is no time: {spec.idle}", hint="seconds; 0 = never pause it for being idle")
+    if spec.pause_after is not None and not 0 <= spec.pause_after < float("inf"):
+        raise InvalidInput(
+            f"pause_after is no time: {spec.pause_after}", hint="seconds; 0 = never pause it for being idle"
+        )
     names = [entry.name for entry in spec.steps]
     if len(set(names)) != len(names):
         raise InvalidInput("two steps have the same name")

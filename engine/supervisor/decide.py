@@ -24,7 +24,7 @@ class Facts(Value, frozen=True, kw_only=True):
     name: str
     state: JobState
     watch: Watch
-    idle: float | None = None
+    pause_after: float | None = None
     """its own age to be paused at, see `JobSpec`"""
     question: str | None = None
     """why it asks to be paused, when it does so for the first time"""
@@ -109,7 +109,7 @@ def _aged(job: Facts, settings: Supervise, now: float) -> list[Action]:
             return [_action(verb, job, f"paused for {duration(age)}", now)]
     elif job.state in LIVE and _may_rest(job):
         why = _idle(job, settings, now)
-        if _reached(age, settings.pause_after if job.idle is None else job.idle):
+        if _reached(age, settings.pause_after if job.pause_after is None else job.pause_after):
             return [_action("pause", job, why, now)]
         if job.state is JobState.RUNNING and _reached(age, settings.freeze_after):
             return [_action("freeze", job, why, now)]
@@ -118,7 +118,7 @@ def _aged(job: Facts, settings: Supervise, now: float) -> list[Action]:
 
 def _may_rest(job: Facts) -> bool:
     """Whether it may be frozen and paused for being idle."""
-    return job.idle != 0 and job.watch.lease is None
+    return job.pause_after != 0 and job.watch.lease is None
 
 
 def _reached(age: float, limit: float) -> bool:

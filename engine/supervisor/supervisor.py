@@ -152,7 +152,7 @@ class Supervisor:
     def _look(self, now: float) -> list[Facts]:
         """Jobs that can't be looked at now are left for the next time."""
         jobs = [job for job in self._engine.jobs() if job.state in LIVE | {JobState.PAUSED}]
-        rows = collect.rows_of(self._root)
+        rows = demote.rows_of(self._root)
         found, watches = [], {}
         for job in jobs:
             try:
@@ -239,10 +239,9 @@ class Supervisor:
             raise Busy(f"job {job.name} isn't idle any more")
 
     def _succeeded(self, action: Action, now: float) -> None:
-        """What the supervisor did was no deed of the job."""
         watch = msgspec.structs.replace(self._watches[action.job], failures=0)
         if action.verb == "freeze":
-            watch = msgspec.structs.replace(watch, state=JobState.FROZEN)
+            watch = self._undisturbed(msgspec.structs.replace(watch, state=JobState.FROZEN), action.job)
         elif action.verb == "pause":
             with contextlib.suppress(NotFound):  # it was removed at once
                 job = self._root.catalog.job_with(action.job)
@@ -250,16 +249,19 @@ class Supervisor:
         self._watches[action.job] = watch
 
     def _failed(self, action: Action, now: float) -> None:
-        """What the try has cost the job was no deed of the job."""
         watch = self._watches[action.job]
-        pause = min(self.settings.interval * 2**watch.failures, RETRY_MAX)
-        watch = msgspec.structs.replace(watch, failures=min(watch.failures + 1, 30), retry=now + pause)
+        wait = min(self.settings.interval * 2**watch.failures, RETRY_MAX)
+        watch = msgspec.structs.replace(watch, failures=min(watch.failures + 1, 30), retry=now + wait)
+        self._watches[action.job] = self._undisturbed(watch, action.job)
+
+    def _undisturbed(self, watch: Watch, job_id: str) -> Watch:
+        """What the supervisor's own deed has cost the job was no deed of the job."""
         with contextlib.suppress(SeracError, OSError):
-            job = self._root.catalog.job_with(action.job)
+            job = self._root.catalog.job_with(job_id)
             if job.state in LIVE:
                 seen = activity.look(self._root, job)
-                watch = msgspec.structs.replace(watch, looked=self._clock(), cpu=seen.cpu, trace=seen.trace)
-        self._watches[action.job] = watch
+                return msgspec.structs.replace(watch, looked=self._clock(), cpu=seen.cpu, trace=seen.trace)
+        return watch
 
     def _tell(self, action: Action, outcome: str, error: str | None) -> None:
         reason = action.reason if error is None else f"{action.reason}; {error}"
@@ -280,7 +282,7 @@ def _facts(job: Job, watch: Watch, seen: Activity | None, rows: collect.Rows) ->
         name=job.name,
         state=job.state,
         watch=watch,
-        idle=job.spec.idle,
+        pause_after=job.spec.pause_after,
         question=seen.question.reason if asks and seen is not None and seen.question is not None else None,
         rest=demote.rest(job, rows) if job.state is JobState.PAUSED else "local",
     )
