@@ -27,8 +27,9 @@ WALL = 1_800_000_000.0
 
 
 def facts(state: str = "running", age: float = 0.0, *, job: str = "a", **fields: Any) -> Facts:
+    looked = fields.pop("looked", NOW)
     kept = {name: fields.pop(name) for name in ("lease", "retry", "asked") if name in fields}
-    watch = Watch(life="1", state=JobState(state), since=NOW - age, last="it began", **kept)
+    watch = Watch(life="1", state=JobState(state), since=NOW - age, last="it began", looked=looked, **kept)
     return Facts(job=job, name=job, state=JobState(state), watch=watch, **fields)
 
 
@@ -59,6 +60,8 @@ TABLE: list[tuple[str, Facts, str | None]] = [
     ("what failed is left for a while", facts(age=1e6, retry=NOW + 1), None),
     ("what failed and asks too", facts(question="x", retry=NOW + 1), None),
     ("what failed is tried again", facts(age=1e6, retry=NOW), "pause"),
+    ("its CPU time was last looked at when it wasn't due", facts(age=301, looked=NOW - 2, pause_after=300.0), "freeze"),
+    ("or never since it did something", facts(age=0, looked=NOW - 1, pause_after=0.01), None),
     ("paused, not for long", facts("paused", 3599), None),
     ("paused and not archived", facts("paused", 3600), "archive"),
     ("paused and about to be archived", facts("paused", 3600, rest="due"), None),

@@ -26,7 +26,7 @@ def add(verbs: Verbs) -> None:
         "supervise", supervise, "pause what is idle, demote what rests, collect what nothing needs, until SIGTERM",
         more="Jobs that do nothing are frozen, later paused, and in the end only images of them are left; when memory "
         "is short the longest idle go first. Ages and thresholds are in config.json, under supervise; `serac run "
-        "--pause-after` is a job's own. Each thing that it does is a line, and an event in the journal with its reason.",
+        "--pause-after` is a job's own. What it does is told, and is in the journal with its reason.",
         examples="serac supervise\nserac supervise --once --dry-run\n"
         "serac supervise --unit > /etc/systemd/system/serac.service",
     )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import msgspec
+
 from engine.config import Supervise
 from engine.lifecycle.demote import Rest
 from engine.model import LIVE, JobState, Value
@@ -49,7 +51,7 @@ class Action(Value, frozen=True, kw_only=True):
     """for people"""
     asked: bool = False
     """the job itself asks for it"""
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 def decide(jobs: Iterable[Facts], settings: Supervise, pressure: Pressure, now: float) -> list[Action]:
@@ -90,10 +92,10 @@ def _pressed(jobs: list[Facts], settings: Supervise, pressure: Pressure, now: fl
     why = short(settings, pressure)
     if why is None:
         return []
-    idle = [job for job in jobs if job.state in LIVE and _may_rest(job) and job.watch.since < now]
+    idle = [job for job in jobs if job.state in LIVE and _may_rest(job) and age(job, now) > 0]
     for found in (
         [job for job in idle if job.state is JobState.FROZEN],
-        [job for job in idle if _reached(now - job.watch.since, settings.freeze_after)],
+        [job for job in idle if _reached(age(job, now), settings.freeze_after)],
     ):
         if found:
             return [_action("pause", found[0], f"{why}; {_idle(found[0], settings, now)}", now)]
@@ -102,18 +104,24 @@ def _pressed(jobs: list[Facts], settings: Supervise, pressure: Pressure, now: fl
 
 def _aged(job: Facts, settings: Supervise, now: float) -> list[Action]:
     """At most one."""
-    age = now - job.watch.since
-    if job.state is JobState.PAUSED and _reached(age, settings.cold_after):
+    rested = age(job, now)
+    if job.state is JobState.PAUSED and _reached(rested, settings.cold_after):
         if job.rest in ("local", "archived"):
             verb: Verb = "archive" if job.rest == "local" else "demote"
-            return [_action(verb, job, f"paused for {duration(age)}", now)]
+            return [_action(verb, job, f"paused for {duration(rested)}", now)]
     elif job.state in LIVE and _may_rest(job):
         why = _idle(job, settings, now)
-        if _reached(age, settings.pause_after if job.pause_after is None else job.pause_after):
+        if _reached(rested, settings.pause_after if job.pause_after is None else job.pause_after):
             return [_action("pause", job, why, now)]
-        if job.state is JobState.RUNNING and _reached(age, settings.freeze_after):
+        if job.state is JobState.RUNNING and _reached(rested, settings.freeze_after):
             return [_action("freeze", job, why, now)]
     return []
+
+
+def age(job: Facts, now: float) -> float:
+    """Seconds for which a job is known to have been idle, that is, up to when its CPU time was last looked at; or for
+    which it has been paused."""
+    return max(0.0, (job.watch.looked if job.state in LIVE else now) - job.watch.since)
 
 
 def _may_rest(job: Facts) -> bool:
@@ -126,12 +134,12 @@ def _reached(age: float, limit: float) -> bool:
 
 
 def _idle(job: Facts, settings: Supervise, now: float) -> str:
-    age = duration(now - job.watch.since)
-    return f"idle for {age}: no CPU beyond {settings.cpu:g} %, no output, no client, no lease since {job.watch.last}"
+    rested = duration(age(job, now))
+    return f"idle for {rested}: no CPU beyond {settings.cpu:g} %, no output, no client, no lease since {job.watch.last}"
 
 
 def _action(verb: Verb, job: Facts, reason: str, now: float, *, asked: bool = False) -> Action:
-    facts = {"state": str(job.state), "seconds": round(now - job.watch.since, 1), "last": job.watch.last}
+    facts = {"state": str(job.state), "seconds": round(age(job, now), 1), "last": job.watch.last}
     return Action(verb=verb, job=job.job, name=job.name, reason=reason, asked=asked, facts=facts)
 
 
