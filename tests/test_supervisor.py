@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -290,6 +291,25 @@ def test_two_supervisors_are_one_too_many(engine: Engine, supervise: Watcher, cl
         first.tick()
     clock.now += 60
     assert said(supervise().tick()) == [("freeze", "a", "ok")]  # the next one knows what the first has seen
+
+
+def test_it_runs_in_a_thread_until_it_is_stopped(engine: Engine, clock: Clock) -> None:
+    waiting(engine, "a")
+    looked = threading.Event()
+
+    def pressure() -> Pressure:
+        looked.set()
+        return Pressure()
+
+    settings = Supervise(interval=1000)
+    with Supervisor(engine, settings=settings, clock=clock, pressure=pressure) as supervisor:
+        thread = threading.Thread(target=supervisor.run)
+        thread.start()
+        assert looked.wait(60)
+        supervisor.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+    supervisor.stop()  # nobody listens any more
 
 
 def test_it_sweeps_and_collects(engine: Engine, supervise: Watcher, clock: Clock) -> None:

@@ -81,7 +81,7 @@ class Supervisor:
                 except Busy as error:
                     raise Busy(f"a supervisor works in {self._engine.config.root} already") from error
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            stack.callback(os.close, self._wake)
+            stack.callback(self._deaf)
             self._watches = watching.load(self._place, now=self._clock())
             self._held = stack.pop_all()
         return self
@@ -94,7 +94,12 @@ class Supervisor:
     def stop(self) -> None:
         """Let `run` end when what it is doing is done. From any thread, or from a signal's handler."""
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    def _deaf(self) -> None:
+        wake, self._wake = self._wake, -1
+        os.close(wake)
 
     def run(self) -> None:
         """Tick until `stop`. What fails in one tick is tried in the next."""
