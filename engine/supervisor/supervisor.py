@@ -20,7 +20,7 @@ import msgspec
 from engine import store
 from engine.config import Supervise
 from engine.engine import Engine
-from engine.errors import Busy, NotFound, SeracError, WrongState
+from engine.errors import Busy, NotFound, SeracError, WrongState, from_os
 from engine.kernel import pressure
 from engine.lifecycle import activity, archiving, background, collect, demote, recover
 from engine.lifecycle.activity import Activity
@@ -75,11 +75,7 @@ class Supervisor:
         """Raises Busy when another supervisor works in the root."""
         with contextlib.ExitStack() as stack:
             if not self._dry_run:
-                self._place.mkdir(mode=0o700, exist_ok=True)
-                try:
-                    stack.enter_context(store.locked(self._place, timeout=0))
-                except Busy as error:
-                    raise Busy(f"a supervisor works in {self._engine.config.root} already") from error
+                self._alone(stack)
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             stack.callback(self._deaf)
             self._watches = watching.load(self._place, now=self._clock())
@@ -90,6 +86,15 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._held.close()
+
+    def _alone(self, stack: contextlib.ExitStack) -> None:
+        try:
+            self._place.mkdir(mode=0o700, exist_ok=True)
+            stack.enter_context(store.locked(self._place, timeout=0))
+        except Busy as error:
+            raise Busy(f"a supervisor works in {self._engine.config.root} already") from error
+        except OSError as error:
+            raise from_os(error, "begin to supervise") from error
 
     def stop(self) -> None:
         """Let `run` end when what it is doing is done. From any thread, or from a signal's handler."""
