@@ -155,6 +155,13 @@ def pids(group: Group) -> list[int]:
     return [int(line) for line in _read(Path(group.path, "cgroup.procs")).split()]
 
 
+def cpu_seconds(group: Group) -> float:
+    """CPU time that the job's processes have used since the group was made. cgroup v2 counts it with no controller too,
+    and of processes that have ended."""
+    lines = dict(line.split() for line in _read(Path(group.path, "cpu.stat")).splitlines())
+    return int(lines.get("usage_usec", "0")) / 1e6
+
+
 def _read(path: Path) -> str:
     """Empty where the group is gone, which may happen between opening the file and reading it."""
     try:

@@ -15,6 +15,7 @@ ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>, go
                    what else is there of records: engine/lifecycle/records.py
   lost/<time>/     what a repair found and could not place; for people to look at
   tmp/             images are built here, then renamed; what lies here outside of a verb is the trace of a crash
+  supervisor/      what the supervisor has seen of jobs so far; its lock is on this directory
   ballast          room that is given up when a removal meets a full disk
 """
 
@@ -23,13 +24,42 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from engine.errors import InvalidInput, from_os
-from engine.model import Archiving, Policy, Quota
+from engine.model import Archiving, Mode, Policy, Quota
 
 DEFAULT_ROOT = Path("/var/lib/serac")
+
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Supervise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a supervisor does by itself. Ages are in seconds, 0 = never."""
+
+    interval: Positive = 5.0
+    """seconds between two looks"""
+    freeze_after: NotNegative = 300.0
+    """how long a job has been idle when it is frozen (hot)"""
+    pause_after: NotNegative = 900.0
+    """how long a job has been idle when it is paused (warm); `JobSpec.pause_after` is the job's own"""
+    cold_after: NotNegative = 86400.0
+    """how long a job has been paused when all but its images goes (cold)"""
+    cpu: NotNegative = 1.0
+    """per cent of a processor, between two looks; a job that uses more isn't idle"""
+    mode: Mode = "auto"
+    """how idle jobs are paused; ``process`` leaves those alone whose processes can't be kept"""
+    stall: NotNegative = 10.0
+    """per cent of the last ten seconds in which some process of the host waited for memory (PSI): from there on the
+    longest idle jobs are paused before their time; 0 = never"""
+    available: NotNegative = 5.0
+    """where the kernel has no PSI: the same below so many per cent of available memory"""
+    sweep: NotNegative = 600.0
+    """seconds between two times that what nobody needs is collected, and what crashed engines left is put right"""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +86,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """hosted sessions (engine.hosted) that there may be, of those that haven't ended; 0 = as many as one likes"""
     sessions_paused: bool = True
     """whether paused ones count"""
+    supervise: Supervise = Supervise()
     run: str | None = None
     """the run directory, where /run/serac isn't wanted"""
 

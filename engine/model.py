@@ -135,6 +135,8 @@ class JobSpec(Value, frozen=True, kw_only=True):
     environment has the new SERAC_GENERATION"""
     resume_signal: str | None = None
     """a signal, such as ``USR1``, for each session's first process at the same moment"""
+    pause_after: float | None = None
+    """seconds without activity after which a supervisor pauses it, 0 = never; None = as config.json says"""
     state: Any = None
     """the caller's own JSON value; travels in every snapshot's context"""
     snapshot_on: Literal["failure"] | None = None

@@ -122,6 +122,14 @@ class Snapshots:
         with translated("flatten"):
             return flatten.flatten_snapshot(self._root, ref)
 
+    @verb("demote")
+    def demote(self, ref: str, *, progress: Progress | None = None) -> list[Collected]:
+        """Leave only images of what a paused job is paused to, which is archived first if it isn't: it takes no more
+        room than its archive, and its resume stacks. What went. Raises WrongState, InUse, Busy, NoSpace, Damaged."""
+        from engine.lifecycle import demote
+
+        return demote.demote(self._root, ref, progress=progress)
+
     def snapshot_diff(self, ref: str, other: str | None = None) -> Iterator[FileChange]:
         """What is different from a snapshot to another, or from its base to it; by path, as it is found."""
         from engine.lifecycle import diff

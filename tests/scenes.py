@@ -320,6 +320,7 @@ SCENES = {
         None,
         has_file("kept"),
     ),
+    "demote": Scene("engine.demote('a')", (job, paused("process", archived=True)), STAYS, None, is_in("paused")),
     "flush": Scene("flush.flush(engine._root)", (job, paused_fast), STAYS, None, is_flushed),
     "check": Scene(
         "Engine.check(engine.config.root, repair=True)",

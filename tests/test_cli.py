@@ -32,7 +32,7 @@ VERBS = {
     "pause", "freeze", "thaw", "resume", "answer", "stop", "rm",
     "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
     "snapshot pin", "snapshot unpin", "snapshot archive", "snapshot verify", "snapshot diff", "snapshot flatten",
-    "snapshot export", "snapshot import", "gc", "check", "events", "doctor", "completion",
+    "snapshot export", "snapshot import", "gc", "check", "events", "supervise", "doctor", "completion",
 }  # fmt: skip
 
 SERAC = (sys.executable, "-m", "engine.cli")
@@ -100,6 +100,9 @@ def test_examples_in_help_parse(command: str) -> None:
         "snapshot import FILE --trust",
         "gc --dry-run",
         "events -f --since 10m",
+        "supervise --once --dry-run --interval 1m",
+        "supervise --unit",
+        "run --pause-after 1h -- CMD",
         "resume S --as NAME",
         "stop --grace 3 J",
         "rm --force J K",

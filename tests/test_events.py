@@ -45,6 +45,7 @@ TOLD = {
     "snapshot_import": "snapshot.import",
     "collect": "collect",
     "answer": "answer",
+    "demote": "demote",
     "refuse": "refuse",
 }
 """verbs that change something -> what the journal calls them"""
@@ -86,6 +87,7 @@ def test_every_verb_that_changes_something_is_told_once(engine: Engine, small_tr
     taken = engine.snapshot_take("a").snapshot
     forked = engine.fork(taken, name="b")
     paused = engine.pause("a", mode="process").snapshot
+    engine.demote("a")
     engine.snapshot_pin(paused)
     resumed = engine.resume("a")
     engine.snapshot_archive(paused)
@@ -101,7 +103,7 @@ def test_every_verb_that_changes_something_is_told_once(engine: Engine, small_tr
     verbs = [event for event in told if not event.kind.startswith("collect.")]
     assert [event.kind for event in verbs] == [
         "base.build", "base.remove", "exited", "base.profile", "run", "answer", "refuse", "freeze", "thaw",
-        "snapshot.take", "fork", "pause", "snapshot.pin", "resume", "snapshot.archive", "snapshot.export",
+        "snapshot.take", "fork", "pause", "demote", "snapshot.pin", "resume", "snapshot.archive", "snapshot.export",
         "snapshot.flatten", "stop", "remove", "snapshot.remove", "snapshot.import", "collect",
     ]  # fmt: skip
     assert {event.kind for event in verbs} == {*TOLD.values(), "exited"}

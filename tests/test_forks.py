@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -115,3 +116,18 @@ def test_twenty_forks_at_once(engine: Engine) -> None:
         assert generation(engine, name) == generations[name]
     assert engine.resume("a", mode="process").strategy == "stack"
     one.goes_on()
+
+
+def test_the_last_job_on_an_image_leaves_no_mount(engine: Engine) -> None:
+    """Its layers' rows go with its own, and it is still known what it had mounted."""
+    engine.run(shell("sleep 1000", name="a"))
+    snapshot = engine.pause("a", mode="filesystem", archive="wait").snapshot
+    engine.snapshot_pin(snapshot)
+    engine.remove("a")
+    engine.collect()
+    bases = {base.digest for base in engine.bases()}
+    engine.fork(snapshot, name="b")
+    assert len(set(os.listdir(engine.config.run / "mounts")) - bases) == 1
+    engine.snapshot_remove(snapshot)
+    engine.remove("b", force=True)
+    assert set(os.listdir(engine.config.run / "mounts")) == bases

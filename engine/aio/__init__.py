@@ -214,6 +214,7 @@ class AsyncEngine:
     snapshot_diff = _iterated(Engine.snapshot_diff)
     snapshot_export = _verb(Engine.snapshot_export)
     snapshot_import = _verb(Engine.snapshot_import)
+    demote = _verb(Engine.demote)
     collect = _verb(Engine.collect)
     verdicts = _verb(Engine.verdicts)
 

@@ -48,6 +48,12 @@ def _add_what(parser: Parser) -> None:
         "--on-resume", metavar="SCRIPT", help="a shell script for when the job's processes were brought back or forked"
     )
     group.add_argument("--resume-signal", metavar="SIG", help="a signal for its sessions at that moment: USR1, HUP ...")
+    group.add_argument(
+        "--pause-after",
+        metavar="TIME",
+        type=values.duration,
+        help="let `serac supervise` pause it when idle for so long (0: never)",
+    )
     group.add_argument("--state", metavar="JSON", type=values.json_value, help="a value of your own to keep with it")
     group.add_argument(
         "--snapshot-on", choices=("failure",), help="when the command or a step fails, keep all of it as a snapshot"
@@ -126,6 +132,7 @@ def _spec(args: Namespace, engine: Engine) -> JobSpec:
         allow=tuple(args.allow or ()),
         on_resume=("/bin/sh", "-c", args.on_resume) if args.on_resume else (),
         resume_signal=args.resume_signal,
+        pause_after=args.pause_after,
         state=args.state,
         snapshot_on=args.snapshot_on,
     )

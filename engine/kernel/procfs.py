@@ -178,6 +178,14 @@ def unix_sockets(pid: int) -> frozenset[int]:
     return frozenset(int(line.split()[6]) for line in _lines(pid, "unix"))
 
 
+def accepted_sockets(pid: int, path: str) -> frozenset[int]:
+    """The inodes of the unix sockets in the network namespace of a process that were accepted by one that was bound to
+    ``path``, whoever holds them."""
+    lines = (line.split() for line in _lines(pid, "unix"))
+    wanted = [b"03", os.fsencode(path)]  # SS_CONNECTED
+    return frozenset(int(fields[6]) for fields in lines if [fields[5], *fields[7:8]] == wanted)
+
+
 def orphans(pid: int) -> int:
     """TCP connections that were closed with data left, anywhere on this machine: proc_pid_net(5), sockstat."""
     words = read(f"/proc/{pid}/net/sockstat").split()

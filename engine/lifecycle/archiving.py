@@ -80,6 +80,14 @@ def due(root: Root, *, but: Collection[tuple[str, ...]] = ()) -> str | None:
     return min(found)[1] if found else None
 
 
+def make_due(root: Root, ref: str) -> None:
+    """Leave a snapshot to whoever works in the background. Raises NotFound."""
+    with root.catalog.transaction(durable=True) as transaction:
+        snapshot = root.catalog.snapshot(ref)
+        if snapshot.archive is None:
+            transaction.put_snapshot(msgspec.structs.replace(snapshot, due=True))
+
+
 def under_way(root: Root) -> dict[str, tuple[int, int]]:
     """How far the archiving of snapshots is: bytes done and in all, 0 = unknown."""
     found = {}

@@ -136,6 +136,10 @@ def check(spec: JobSpec) -> None:
     if spec.snapshot_on not in (None, "failure"):
         raise InvalidInput(f"no snapshot on {spec.snapshot_on!r}", hint="failure, or nothing")
     sessions.check_annotations(spec.labels, spec.state)
+    if spec.pause_after is not None and not 0 <= spec.pause_after < float("inf"):
+        raise InvalidInput(
+            f"pause_after is no time: {spec.pause_after}", hint="seconds; 0 = never pause it for being idle"
+        )
     names = [entry.name for entry in spec.steps]
     if len(set(names)) != len(names):
         raise InvalidInput("two steps have the same name")

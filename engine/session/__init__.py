@@ -11,7 +11,18 @@ the socket: whatever comes from either is checked, bounded, and a ProtocolError 
 """
 
 from engine.session.connection import INPUT_MAX, LIVE, START, TAIL, Connection, connect
-from engine.session.files import SESSION_ID_MAX, RawQuestion, raw_question, specs, status, statuses
+from engine.session.files import (
+    SESSION_ID_MAX,
+    Lease,
+    RawQuestion,
+    Trace,
+    lease,
+    raw_question,
+    specs,
+    status,
+    statuses,
+    trace,
+)
 from engine.session.log import follow, follow_unblocked, read_log
 from engine.session.protocol import CHUNK_MAX, Exit, Output, SessionEvent, StepMark, encode_answer
 
@@ -24,17 +35,21 @@ __all__ = [
     "TAIL",
     "Connection",
     "Exit",
+    "Lease",
     "Output",
     "RawQuestion",
     "SessionEvent",
     "StepMark",
+    "Trace",
     "connect",
     "encode_answer",
     "follow",
     "follow_unblocked",
+    "lease",
     "raw_question",
     "read_log",
     "specs",
     "status",
     "statuses",
+    "trace",
 ]

@@ -34,6 +34,7 @@ ALL_MAX = 16 * MESSAGE_MAX
 RECORD_COST = 64
 """bytes that a record takes in memory beyond its own"""
 NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(spec|status)")
+WRITTEN = re.compile(r"(0|[1-9][0-9]{0,8})\.(spec|status|log|log\.old)")
 
 
 class RawQuestion(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +48,24 @@ class RawQuestion(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     """which one, as init counts them; 0: an init that doesn't"""
     since: float | None
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process of the job holds so that the job isn't taken for idle."""
+
+    until_ns: int
+    """wall clock; 0 = until it is given back"""
+    reason: str
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is of sessions' files: another one, and something was started, has ended or was printed."""
+
+    files: int
+    size: int
+    """bytes of all"""
+    newest_ns: int
+    """the latest time of a change"""
 
 
 def specs(io: Path) -> dict[int, SessionSpec]:
@@ -74,6 +93,26 @@ def raw_question(io: Path) -> RawQuestion | None:
         number=number(records.get("id", "0")),
         since=number(records["since"]) / NANOSECONDS if "since" in records else None,
     )
+
+
+def lease(io: Path) -> Lease | None:
+    """The lease that is held, be it over or not; None without one. Raises ProtocolError."""
+    content = _read(io, "awake")
+    if content is None:
+        return None
+    records = dict(decode_records(content))
+    return Lease(until_ns=number(records.get("until", "0")), reason=records.get("reason", ""))
+
+
+def trace(io: Path) -> Trace:
+    """Nothing is opened. Raises ProtocolError when the job has put too many files there."""
+    count = size = newest = 0
+    for name in _names(io):
+        if WRITTEN.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):  # it is replaced just now
+                status = os.lstat(io / name)
+                count, size, newest = count + 1, size + status.st_size, max(newest, status.st_mtime_ns)
+    return Trace(files=count, size=size, newest_ns=newest)
 
 
 def status(io: Path, session: int) -> SessionStatus | None:
