@@ -16,6 +16,7 @@ ROOT (default /var/lib/serac)         RUN (default /run/serac/<hash of ROOT>, go
   lost/<time>/     what a repair found and could not place; for people to look at
   tmp/             images are built here, then renamed; what lies here outside of a verb is the trace of a crash
   supervisor/      what the supervisor has seen of jobs so far; its lock is on this directory
+  clock.json       the clocks when snapshots were judged last, see engine/retention.py
   ballast          room that is given up when a removal meets a full disk
 """
 

@@ -9,7 +9,10 @@ In this order:
 4 of what is left the quota takes the oldest until it is met: first what no job is paused to, then paused jobs.
 
 A snapshot that a job is paused to goes with its job. A layer isn't judged: it stays while a chain needs it, and only
-bytes that really become free count for the quota. A clock that was set back makes nothing older than it is.
+bytes that really become free count for the quota.
+
+Ages are told by the wall clock. One that was set back makes nothing older than it is; and when it was set forward, as
+`ticked` finds out, ages don't count for a day: for long enough that somebody sees it, and sets it right.
 """
 
 from __future__ import annotations
@@ -18,7 +21,35 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from engine.model import PASSING, Job, JobState, Policy, Quota, Snapshot, Verdict
+import msgspec
+
+from engine.model import PASSING, Job, JobState, Policy, Quota, Snapshot, Value, Verdict
+
+JUMP, PUT_OFF = 3600.0, 86400.0
+"""seconds: by how much a clock is set that counts as set, and for how long ages don't count then"""
+
+
+class Clock(Value, frozen=True, kw_only=True):
+    """The clocks at one moment."""
+
+    wall: float
+    """seconds since the epoch"""
+    up: float
+    """seconds since the boot, CLOCK_BOOTTIME"""
+    boot: str
+    trusted: float = 0.0
+    """the wall time from which on ages count"""
+
+
+def ticked(before: Clock | None, now: Clock) -> Clock:
+    """``now``, with what is known of it from a moment ``before``. Pure."""
+    if before is None:
+        return now
+    trusted = before.trusted
+    if before.boot == now.boot:
+        jump = (now.wall - before.wall) - (now.up - before.up)
+        trusted = now.wall + PUT_OFF if jump > JUMP else 0.0 if jump < -JUMP else trusted
+    return msgspec.structs.replace(now, trusted=trusted)
 
 
 class Rules(NamedTuple):
@@ -27,10 +58,10 @@ class Rules(NamedTuple):
 
 
 def judge(
-    snapshots: Iterable[Snapshot], jobs: Iterable[Job], rules: Rules, *, sizes: Mapping[str, int], now: float
+    snapshots: Iterable[Snapshot], jobs: Iterable[Job], rules: Rules, *, sizes: Mapping[str, int], now: float | None
 ) -> list[Verdict]:
     """A verdict for each snapshot, oldest first. ``sizes``: bytes of each layer with what lies beside it, for the
-    quota; ``now``: seconds since the epoch."""
+    quota; ``now``: seconds since the epoch, None where ages don't count."""
     jobs, ordered = list(jobs), sorted(snapshots, key=lambda entry: (entry.created, entry.id))
     at_work = _at_work(jobs)
     holders = {job.snapshot: job.id for job in jobs if job.state is JobState.PAUSED and job.snapshot is not None}
@@ -83,7 +114,11 @@ def _ranks(ordered: Sequence[Snapshot], policies: Sequence[Policy]) -> dict[str,
     return ranks
 
 
-def _aged(snapshot: Snapshot, policies: Sequence[Policy], ranks: Mapping[str, int], now: float) -> tuple[bool, str]:
+def _aged(
+    snapshot: Snapshot, policies: Sequence[Policy], ranks: Mapping[str, int], now: float | None
+) -> tuple[bool, str]:
+    if now is None:
+        return True, "the clock was set forward: ages don't count for a day"
     if snapshot.expires is not None:
         left = snapshot.expires - now
         return left > 0, f"its time ends in {span(left)}" if left > 0 else f"its time ended {span(-left)} ago"

@@ -157,6 +157,19 @@ def test_the_quota_of_bytes(engine: Engine) -> None:
         assert {job.name for job in strict.jobs()} == {"a", "b4"}
 
 
+def test_a_clock_that_was_set_forward_takes_nothing(engine: Engine) -> None:
+    engine.run(shell("sleep 1000", name="a"))
+    engine.pause("a", mode="filesystem", ttl=3600)
+    assert engine.collect() == []
+    file = engine.config.root / "clock.json"
+    clock = json.loads(file.read_bytes())
+    engine.config.root.joinpath("clock.json").write_text(json.dumps({**clock, "wall": clock["wall"] - 86400}))
+    assert engine.verdicts()[0].reason == "the clock was set forward: ages don't count for a day"
+    assert engine.collect() == []
+    assert [event.kind for event in engine.events()].count("retention.clock") == 1
+    assert [job.name for job in engine.jobs()] == ["a"]
+
+
 def test_as_a_command(engine: Engine, serac: Command) -> None:
     engine.run(shell("sleep 1000", name="a"))
     kept = engine.snapshot_pin(engine.pause("a", mode="filesystem").snapshot).id

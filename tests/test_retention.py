@@ -131,6 +131,43 @@ def test_a_clock_that_was_set_back_makes_nothing_old() -> None:
     assert gone(judged([snapshot(1, age=-400 * DAY)], Policy(ttl=DAY))) == set()
 
 
+def test_a_clock_that_was_set_forward_takes_nothing_for_its_age() -> None:
+    some = [snapshot(1, age=9 * DAY), snapshot(2, age=8 * DAY, expires=NOW - 1), snapshot(3)]
+    rules = retention.Rules((Policy(ttl=DAY),), Quota(snapshots=2))
+    found = retention.judge(some, [], rules, sizes={}, now=None)
+    assert [verdict.keep for verdict in found] == [False, True, True]  # the quota is none of ages
+    assert found[1].reason == "the clock was set forward: ages don't count for a day"
+
+
+@pytest.mark.parametrize(
+    ("passed", "up", "boot", "trusted"),
+    [
+        (60.0, 60.0, "b", 0.0),
+        (60.0, 60.0, "another", 0.0),
+        (365 * DAY, 60.0, "another", 0.0),  # the host may have been off for so long
+        (365 * DAY, 365 * DAY, "b", 0.0),
+        (DAY, 60.0, "b", NOW + 2 * DAY),
+        (-DAY, 60.0, "b", 0.0),
+        (3700.0, 60.0, "b", NOW + 3700.0 + DAY),
+        (3500.0, 60.0, "b", 0.0),
+    ],
+)
+def test_clocks(passed: float, up: float, boot: str, trusted: float) -> None:
+    before = retention.Clock(wall=NOW, up=100.0, boot="b")
+    now = retention.Clock(wall=NOW + passed, up=100.0 + up, boot=boot)
+    assert retention.ticked(before, now).trusted == trusted
+    assert retention.ticked(None, now) == now
+
+
+def test_a_clock_that_is_set_right_again_is_trusted() -> None:
+    wrong = retention.ticked(
+        retention.Clock(wall=NOW, up=0.0, boot="b"), retention.Clock(wall=NOW + 30 * DAY, up=60.0, boot="b")
+    )
+    later = retention.ticked(wrong, retention.Clock(wall=NOW + 30 * DAY + 60, up=120.0, boot="b"))
+    assert later.trusted == wrong.trusted > later.wall
+    assert retention.ticked(later, retention.Clock(wall=NOW + 180, up=180.0, boot="b")).trusted == 0.0
+
+
 def test_the_quota_takes_the_oldest_and_paused_jobs_last() -> None:
     some = [snapshot(number, age=number * DAY) for number in range(1, 5)]
     paused = [job("a", snapshot="s4"), job("b", snapshot="s2")]

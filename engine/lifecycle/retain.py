@@ -8,23 +8,45 @@ what is being archived has its lock.
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
-from engine import retention, tools
+import msgspec
+
+from engine import retention, store, tools
 from engine.archive import BLOB, META
 from engine.errors import Busy, InUse, NotFound, ToolFailed, WrongState
+from engine.kernel import process
 from engine.lifecycle import archiving, remove
 from engine.lifecycle.root import Root, now
 from engine.model import Collected, Layer, Snapshot, Verdict
 
 
 def verdicts(root: Root) -> list[Verdict]:
-    """What becomes of each snapshot, oldest first."""
+    """What becomes of each snapshot, oldest first. Writes nothing but what the clocks were (clock.json)."""
+    clock = _clock(root)
     settings, catalog = root.config.settings, root.catalog
     snapshots = catalog.snapshots()
     sizes = _sizes(root, snapshots) if settings.quota.bytes is not None else {}
     rules = retention.Rules(settings.retention, settings.quota)
-    return retention.judge(snapshots, catalog.jobs(), rules, sizes=sizes, now=now())
+    moment = clock.wall if clock.wall >= clock.trusted else None
+    return retention.judge(snapshots, catalog.jobs(), rules, sizes=sizes, now=moment)
+
+
+def _clock(root: Root) -> retention.Clock:
+    """The clocks now, judged by what they were the last time."""
+    file = root.config.root / "clock.json"
+    try:
+        before = msgspec.json.decode(file.read_bytes(), type=retention.Clock)
+    except (FileNotFoundError, msgspec.DecodeError):
+        before = None
+    up = time.clock_gettime(time.CLOCK_BOOTTIME)
+    clock = retention.ticked(before, retention.Clock(wall=now(), up=up, boot=process.boot_id()))
+    if before is not None and clock.trusted > max(before.trusted, clock.wall):
+        root.journal.add("retention.clock", reason="the clock was set forward: ages don't count for a day")
+    with contextlib.suppress(OSError):  # on a full disk gc is needed most; the next one finds the older note
+        store.write_aside(file, msgspec.json.encode(clock))
+    return clock
 
 
 def entry(verdict: Verdict) -> Collected:
