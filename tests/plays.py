@@ -90,6 +90,9 @@ def reboot(engine: Engine) -> str:
     for group in reversed(groups):
         if group.parent.parent.name == "serac":
             group.rmdir()
+            for above in (group.parent, group.parent.parent):
+                with contextlib.suppress(OSError):  # others are in it
+                    above.rmdir()
     _no_criu(engine)
     for target in engine.config.run.glob("mounts/*"):
         while os.path.ismount(target):

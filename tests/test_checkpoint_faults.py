@@ -9,6 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ from witness import small_tree, witness
 from engine import Engine, JobState, Limits, checkpoint
 from engine.base import DirSource
 from engine.errors import CannotRestore, Damaged, NoSpace, SeracError
-from engine.lifecycle import pause, restore, resume
+from engine.lifecycle import flush, pause, restore, resume
 
 __all__ = ["small_tree"]  # a fixture
 
@@ -210,14 +211,16 @@ def test_a_fork_that_is_broken_off_leaves_nothing(engine: Engine) -> None:
     one.copied("b").goes_on()
 
 
-@pytest.mark.parametrize("function", ["_flush", "_commit"])
-def test_a_full_disk_at_the_end_of_a_dump(engine: Engine, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
-    def full(*_: object) -> None:
+@pytest.mark.parametrize(("module", "function"), [(flush, "through"), (pause, "_commit")])
+def test_a_full_disk_at_the_end_of_a_dump(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
         raise NoSpace("no room")
 
     one = witness(engine)
     with monkeypatch.context() as patched:
-        patched.setattr(pause, function, full)
+        patched.setattr(module, function, full)
         for mode in ("process", "auto"):
             with pytest.raises(NoSpace):
                 engine.pause("a", mode=mode)  # type: ignore[arg-type]

@@ -374,7 +374,7 @@ def test_a_pause_that_fails_keeps_the_state(engine: Engine, monkeypatch: pytest.
     def full() -> None:
         raise NoSpace("no room")
 
-    meanwhile(monkeypatch, "engine.lifecycle.pause._flush", full)
+    meanwhile(monkeypatch, "engine.lifecycle.flush.through", full)
     with pytest.raises(NoSpace):
         engine.pause("a", state={"place": 2}, labels={"x": "y"}, mode="filesystem")
     job = engine.job("a")

@@ -93,9 +93,9 @@ def command(job: InitJob, sanitized: Path, *words: str) -> SessionSpec:
     return SessionSpec(argv=("/bin/sh", "-c", f'{mounts}; exec "$@"', os.fspath(job.io), program, *words), env=PATH)
 
 
-def asked(job: InitJob) -> session.Request:
-    settle(lambda: session.request(job.io) is not None)
-    request = session.request(job.io)
+def asked(job: InitJob) -> session.RawQuestion:
+    settle(lambda: session.raw_question(job.io) is not None)
+    request = session.raw_question(job.io)
     assert request is not None
     return request
 
@@ -113,7 +113,7 @@ def test_a_process_inside_asks_and_is_answered(job: InitJob, sanitized: Path) ->
         events = list(session.follow(job.io, 1))
         assert output(events) == b"resumed {}\n"
         assert ending(events) == (0, None)
-        assert session.request(job.io) is None
+        assert session.raw_question(job.io) is None
         with pytest.raises(NotFound):
             control.answer("refused")
 
@@ -121,10 +121,10 @@ def test_a_process_inside_asks_and_is_answered(job: InitJob, sanitized: Path) ->
 def test_a_question_goes_with_who_asked(job: InitJob, sanitized: Path) -> None:
     with job.connect() as asking:
         status = asking.start(command(job, sanitized, "ask", "--reason", "never mind"), attach=True)
-        settle(lambda: session.request(job.io) is not None)
+        settle(lambda: session.raw_question(job.io) is not None)
         asking.signal(signal.SIGKILL)
         list(asking.events())
-        settle(lambda: session.request(job.io) is None)
+        settle(lambda: session.raw_question(job.io) is None)
         assert session.statuses(job.io)[status.id].signal == signal.SIGKILL
 
 
@@ -150,7 +150,7 @@ def test_questions_wait_for_their_turn(job: InitJob, sanitized: Path) -> None:
         control.answer("answered")
         ends = sorted((output(events), ending(events)) for events in (list(session.follow(job.io, n)) for n in (2, 3)))
         assert ends == [(b"answered null\n", (0, None)), (b'refused "no"\n', (1, None))]
-        assert session.request(job.io) is None
+        assert session.raw_question(job.io) is None
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_what_cannot_be_asked(job: InitJob, sanitized: Path, words: tuple[str, .
     events = run(job, command(job, sanitized, "ask", *words))
     assert ending(events) == (status, None)
     assert said in output(events, 2)
-    settle(lambda: session.request(job.io) is None)
+    settle(lambda: session.raw_question(job.io) is None)
 
 
 def test_who_is_started_again_finds_its_answers(job: InitJob, sanitized: Path) -> None:

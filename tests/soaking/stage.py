@@ -335,6 +335,6 @@ def _odd(place: Path, layers: Iterable[domain.Layer]) -> Iterator[str]:
     for layer in layers:
         found = set(os.listdir(place / layer.id))
         wanted = {"upper", "work"} if layer.owner is not None else {"upper"} if layer.directory else set()
-        free = {"snapshot.json", "manifest.json", "image"} if layer.owner is None else {"work"}
+        free = {"snapshot.json", "manifest.json", "layer.json", "image"} if layer.owner is None else {"work"}
         if not wanted - {"work"} <= found or not found <= wanted | free:
             yield f"{layer.id} ({layer}) has {sorted(found)}"
