@@ -27,7 +27,7 @@ __all__ = ["stage"]  # a fixture
 
 pytestmark = pytest.mark.root
 
-SAMPLE = 6
+SAMPLE = 10
 """of the places of a scene one in so many is swept in a default run, for each way to cut it short"""
 
 REACHED: dict[str, list[str]] = {}

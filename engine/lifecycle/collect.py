@@ -26,7 +26,7 @@ from engine.steps import step
 def collect(root: Root, *, dry_run: bool = False) -> list[Collected]:
     """What was removed, or would be, each with its reason."""
     root.give_way()
-    condemned = [verdict for verdict in retain.verdicts(root) if not verdict.keep]
+    condemned = [verdict for verdict in retain.verdicts(root, note=not dry_run) if not verdict.keep]
     if dry_run:
         return [*map(retain.entry, condemned), *find(without(_rows(root), condemned), os.listdir(root.images))]
     gone = [retain.entry(verdict) for verdict in condemned if retain.execute(root, verdict)]

@@ -22,9 +22,9 @@ from engine.lifecycle.root import Root, now
 from engine.model import Collected, Layer, Snapshot, Verdict
 
 
-def verdicts(root: Root) -> list[Verdict]:
-    """What becomes of each snapshot, oldest first. Writes nothing but what the clocks were (clock.json)."""
-    clock = _clock(root)
+def verdicts(root: Root, *, note: bool = False) -> list[Verdict]:
+    """What becomes of each snapshot, oldest first. ``note``: what the clocks are, for the next time (clock.json)."""
+    clock = _clock(root, note=note)
     settings, catalog = root.config.settings, root.catalog
     snapshots = catalog.snapshots()
     sizes = _sizes(root, snapshots) if settings.quota.bytes is not None else {}
@@ -33,7 +33,7 @@ def verdicts(root: Root) -> list[Verdict]:
     return retention.judge(snapshots, catalog.jobs(), rules, sizes=sizes, now=moment)
 
 
-def _clock(root: Root) -> retention.Clock:
+def _clock(root: Root, *, note: bool) -> retention.Clock:
     """The clocks now, judged by what they were the last time."""
     file = root.config.root / "clock.json"
     try:
@@ -42,6 +42,8 @@ def _clock(root: Root) -> retention.Clock:
         before = None
     up = time.clock_gettime(time.CLOCK_BOOTTIME)
     clock = retention.ticked(before, retention.Clock(wall=now(), up=up, boot=process.boot_id()))
+    if not note:
+        return clock
     if before is not None and clock.trusted > max(before.trusted, clock.wall):
         root.journal.add("retention.clock", reason="the clock was set forward: ages don't count for a day")
     with contextlib.suppress(OSError):  # on a full disk gc is needed most; the next one finds the older note
