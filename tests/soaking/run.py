@@ -217,6 +217,7 @@ def finish(stage: Stage) -> None:
         stage.act(Op("fork", snap=snap, name=name))
         assert stage.state.jobs[name].state == RUNNING
         stage.act(Op("rm-force", job=name))
+    stage.act(Op("gc"))  # images that nothing has any more stay until then
     assert Engine.check(stage.root).violations == ()
     stage.empty()
     stage.engine.base_remove(acts.BASE)
