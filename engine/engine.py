@@ -258,18 +258,11 @@ class Engine(Attaching, Snapshots, Questions, Watching):
         ``idle``: start nothing: the job is up for `exec`, and starts its command, or the step that is next, when it was
         paused with mode ``filesystem`` and is resumed. A job that failed and was kept is resumed where it failed.
         ``request``: as with `pause`."""
+        how = resume.How(
+            mode=mode, memory=memory, workdir=workdir, keep_tcp=keep_tcp, answer=answer, idle=idle, request=request
+        )
         with recover.taken(self._root, ref) as job:
-            return resume.resume(
-                self._root,
-                job,
-                mode=mode,
-                workdir=workdir,
-                keep_tcp=keep_tcp,
-                memory=memory,
-                answer=answer,
-                idle=idle,
-                request=request,
-            )
+            return resume.resume(self._root, job, how)
 
     @verb("fork")
     def fork(
@@ -289,17 +282,8 @@ class Engine(Attaching, Snapshots, Questions, Watching):
         snapshot = self._root.catalog.snapshot(ref)
         journal.about(snapshot=snapshot.id)
         with translated("fork snapshot"):
-            return run.fork(
-                self._root,
-                snapshot,
-                name=name,
-                mode=mode,
-                env=env or {},
-                keep_tcp=keep_tcp,
-                memory=memory,
-                answer=answer,
-                idle=idle,
-            )
+            how = resume.How(mode=mode, memory=memory, keep_tcp=keep_tcp, answer=answer, idle=idle)
+            return run.fork(self._root, snapshot, how, name=name, env=env or {})
 
 
 def _forwarding() -> Finding:

@@ -180,8 +180,8 @@ static int job_run(struct launch *launch) {
 static int criu_run(struct launch *launch) {
     /* clang-format off */
     static const struct action actions[] = {
-        RUN(FILES, cache_open), RUN(TREES, stage_mount), RUN(MOUNTS, view_mount),
-        RUN(CGROUP, cgroup_open), RUN(CLONE, job_clone), RUN(CGROUP, cgroups_join),
+        RUN(FILES, cache_open), RUN(FILES, pidfile_open), RUN(TREES, stage_mount), RUN(MOUNTS, view_mount),
+        RUN(CGROUP, cgroup_open), RUN(CLONE, job_clone), RUN(FILES, pidfile_leave), RUN(CGROUP, cgroups_join),
         RUN(USERNS, userns_make), WAIT(SPEC, body_await), /* while criu starts */
         RUN(TREES, trees_attach), RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_fill),
         RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),
@@ -194,8 +194,8 @@ static int criu_run(struct launch *launch) {
 /* Afterwards nothing holds the pages to the engine but the other end of `hold`. */
 static int pages_run(struct launch *launch) {
     static const struct action actions[] = {
-        RUN(CGROUP, cgroup_open), RUN(CLONE, job_clone), RUN(CGROUP, cgroups_join), WAIT(CLONE, job_hear),
-        RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report), WAIT(CLONE, job_tell), WAIT(PAGES, success_report),
+        RUN(CGROUP, cgroup_open),    RUN(CLONE, job_clone),  RUN(CGROUP, cgroups_join), WAIT(CLONE, job_hear),
+        RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report), WAIT(CLONE, job_tell),     WAIT(PAGES, success_report),
     };
     return actions_run(launch, actions, sizeof actions / sizeof *actions);
 }
@@ -272,6 +272,7 @@ int main(int count, char **words) {
                                    .host = {-1, -1},
                                    .null = -1,
                                    .kdat = -1,
+                                   .pidfile = -1,
                                    .lock = -1,
                                    .listener = -1,
                                    .program = -1};

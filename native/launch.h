@@ -81,12 +81,12 @@ struct launch {
     int link;     /* to the other side: a SOCK_SEQPACKET pair */
     int link_job; /* its other end, until the clone */
     int cgroup;
-    int kdat;
-    int device; /* /dev/userfaultfd */
-    int userns; /* the job's user namespace; -1: the host's */
+    int kdat, pidfile;
+    int device;        /* /dev/userfaultfd */
+    int userns;        /* the job's user namespace; -1: the host's */
     struct world host; /* that the launcher came from */
-    int *binds; /* detached copies of the trees in `spec.binds` */
-    int null;   /* the null device inside, or the host's where the job broke its own */
+    int *binds;        /* detached copies of the trees in `spec.binds` */
+    int null;          /* the null device inside, or the host's where the job broke its own */
     int listener;
     scmp_filter_ctx filter;
     int lock;      /* the socket that owns the table; -1: none */
@@ -141,6 +141,8 @@ int launcher_await(struct launch *launch);
 /* launch_criu.c: the process that becomes criu, which does not return; what it sees; and its end. */
 _Noreturn void criu_main(struct launch *launch);
 int cache_open(struct launch *launch);
+int pidfile_open(struct launch *launch);
+int pidfile_leave(struct launch *launch);
 int view_mount(struct launch *launch);
 int userns_make(struct launch *launch);
 int layers_mount(struct launch *launch);

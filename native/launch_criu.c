@@ -57,15 +57,28 @@ int cache_open(struct launch *launch) {
  * A criu in the middle of a dump must not die with the engine: it holds the job's processes.  Who comes later finds it
  * by its pid file, which is locked as long as criu lives, and takes the engine's part through the descriptor named there.
  */
-static int pidfile_write(struct launch *launch) {
+int pidfile_open(struct launch *launch) {
     const char *path = launch->spec.pidfile;
-    char words[32];
     if (!path)
         return 0;
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600); /* stays open in criu */
+    launch->pidfile = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600); /* stays open in criu */
+    return launch->pidfile < 0 ? fail(launch, path) : 0;
+}
+
+static int pidfile_write(struct launch *launch) {
+    char words[32];
+    int fd = launch->pidfile;
+    if (fd < 0)
+        return 0;
     int size = snprintf(words, sizeof words, "%d %d\n", getpid(), launch->spec.keep_fd);
-    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0 || write(fd, words, (size_t)size) != size)
-        return fail(launch, path);
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0 || write(fd, words, (size_t)size) != size)
+        return fail(launch, launch->spec.pidfile);
+    return 0;
+}
+
+/* Criu's alone, in the launcher. */
+int pidfile_leave(struct launch *launch) {
+    close_at_exit(&launch->pidfile);
     return 0;
 }
 

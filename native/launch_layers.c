@@ -32,7 +32,8 @@ static int world_enter(const struct world *world) {
 int stage_mount(struct launch *launch) {
     const struct pair options[] = {{"mode", "0755"}, {"size", "1m"}, {"nr_inodes", "2k"}};
     const char *stage = launch->spec.stage;
-    if (world_open(&launch->host) < 0 || unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+    if (world_open(&launch->host) < 0 || unshare(CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         return fail(launch, "mount namespace");
     autoclose int mount = fs_mount("tmpfs", options, 3, 0, NULL);
     if (mount < 0 || fs_attach(mount, stage) < 0 || chdir(stage) < 0)
