@@ -159,6 +159,7 @@ def identity(root: Root, job: Job) -> tuple[tuple[str, str], ...]:
 
 def take_down(root: Root, job: Job) -> None:
     """Kill what lives of a job and give everything of the host back; the job's bytes on disk stay."""
+    root.shelf.drop(job.id)
     group = root.group_of(job)
     cgroup.kill(group, timeout=root.timeout)
     cgroup.remove(group)

@@ -34,7 +34,20 @@ import msgspec
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
 from engine.launch import JobSlot
-from engine.lifecycle import asking, criu, flush, lazy, processes, records, requests, restore, sessions, trees, wake
+from engine.lifecycle import (
+    ahead,
+    asking,
+    criu,
+    flush,
+    lazy,
+    processes,
+    records,
+    requests,
+    restore,
+    sessions,
+    trees,
+    wake,
+)
 from engine.lifecycle.root import Root, now, require
 from engine.model import (
     Answer,
@@ -148,10 +161,10 @@ def _begun(root: Root, job: Job, plan: Plan) -> Iterator[Callable[[Job], Job]]:
     """What needs no layers is made from here on, beside the caller; what the block gets does steps 2 and 3. Until the
     block ends some of it may still be about to end."""
     if plan.back:
-        with restore.begun(root, job, lazily=plan.choice.lazy, verb="resume") as criu:
-            yield lambda resuming: _restore(root, resuming, plan, criu)
+        with ahead.restoring(root, job, lazily=plan.choice.lazy, verb="resume") as begun:
+            yield lambda resuming: _restore(root, resuming, plan, begun)
     else:
-        with processes.begin(root, job, verb="resume") as slot:
+        with ahead.init(root, job, verb="resume") as slot:
             yield lambda resuming: _start_anew(root, resuming, plan, slot)
 
 

@@ -23,7 +23,7 @@ import msgspec
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
 from engine.journal import about
-from engine.lifecycle import asking, criu, processes, records, remove, restore, resume, sessions, trees, wake
+from engine.lifecycle import ahead, asking, criu, processes, records, remove, restore, resume, sessions, trees, wake
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
@@ -47,7 +47,7 @@ Begun = TypeVar("Begun")
 def run(root: Root, spec: JobSpec, *, terminal: tuple[int, int] | None) -> Job:
     check(spec)
     base = root.catalog.base(spec.base)
-    job = _new_job(root, spec, base.digest)
+    job = _new_job(spec, base.digest, ahead.claim(root, ahead.what_init(spec)))
     about(job=job.id, name=job.name)
     first = sessions.main_session(job.name, spec, base.env, terminal)
     return _begin(root, job, [first] if first is not None else []).job
@@ -61,9 +61,13 @@ def fork(root: Root, snapshot: Snapshot, how: resume.How, *, name: str | None, e
     layers.check_depth(snapshot)
     back, choice = resume.ways(root, snapshot, how)
     answers = asking.answers(snapshot, "forked", how.answer)
+    what = ahead.what_criu(spec, lazily=choice.lazy) if back else ahead.what_init(spec)
     with record() as timings:
         job = msgspec.structs.replace(
-            _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id, answers=answers
+            _new_job(spec, snapshot.base, ahead.claim(root, what)),
+            layers=snapshot.layers,
+            forked_from=snapshot.id,
+            answers=answers,
         )
         about(job=job.id, name=job.name)
         if back:
@@ -100,7 +104,7 @@ def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, laz
     held = sessions.held_back(snapshot.context)[0] if snapshot.context.idle else None
 
     def begin(job: Job) -> contextlib.AbstractContextManager[criu.Begun]:
-        return restore.begun(root, job, lazily=lazily, verb="run")
+        return ahead.restoring(root, job, lazily=lazily, verb="run")
 
     with _made(root, msgspec.structs.replace(job, held=held), begin) as (job, begun):
         snapshot = root.catalog.snapshot(snapshot.id)
@@ -156,8 +160,7 @@ def check(spec: JobSpec) -> None:
     sessions.check_texts((*spec.argv, *names, *(entry.script for entry in spec.steps)), spec.env)
 
 
-def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
-    job_id = store.new_id()
+def _new_job(spec: JobSpec, digest: str, job_id: str) -> Job:
     return Job(
         id=job_id,
         name=spec.name or job_id,
@@ -170,7 +173,7 @@ def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
 
 
 def _begin(root: Root, job: Job, first: list[SessionSpec], *, snapshot: Snapshot | None = None) -> Born:
-    with _made(root, job, functools.partial(processes.begin, root, verb="run")) as (made, slot):
+    with _made(root, job, functools.partial(ahead.init, root, verb="run")) as (made, slot):
         processes.bring_up(root, made, slot, verb="run")
         if snapshot is not None:
             restore.leave_aside(root, made, snapshot)
@@ -188,7 +191,8 @@ def _begin(root: Root, job: Job, first: list[SessionSpec], *, snapshot: Snapshot
 def reader(root: Root, base: str, chain: tuple[str, ...]) -> Iterator[Job]:
     """A job that lives for the block and runs nothing of its own: while it is there, its chain is wanted, so that
     nobody removes or writes a layer of it."""
-    job = msgspec.structs.replace(_new_job(root, JobSpec(base=base, userns="host"), base), layers=chain)
+    job = _new_job(JobSpec(base=base, userns="host"), base, store.new_id())
+    job = msgspec.structs.replace(job, layers=chain)
     with _made(root, job, contextlib.nullcontext) as (job, _):
         yield job
         remove.erase(root, job)
