@@ -3,7 +3,8 @@
  * runs a list of actions (launch.c, launch_job.c); an action belongs to a step, and a step is what a report names.
  *
  *   launch.c           the verbs, the launcher's actions, the report
- *   launch_spec.c      the launch spec (protocol.h), checked as a whole before anything is done
+ *   launch_spec.c      the launch spec (protocol.h), checked as a whole before anything is done with it
+ *   launch_input.c     where it comes from, in two parts
  *   launch_clone.c     the job's first process is born: cgroups, id maps, limits
  *   launch_layers.c    trees, idmaps, the overlay
  *   launch_fs.c        the kernel's mount interface, by descriptors

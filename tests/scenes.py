@@ -244,6 +244,7 @@ SCENES = {
         WrongState,
         is_in("running"),
     ),
+    "prefetch": Scene("engine.prefetch('a')", (job, paused("process", archived=True)), STAYS, None, is_in("paused")),
     "take": Scene("engine.snapshot_take('a')", (job,), PAUSES, WrongState, is_in("running", "paused")),
     "fork-files": Scene(
         f"engine.fork({SNAPSHOT}, name='b')", (job, paused("filesystem")), STAYS, NameTaken, second_runs

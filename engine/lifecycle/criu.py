@@ -21,7 +21,8 @@ import msgspec
 from engine import checkpoint, launch, store, tools
 from engine.errors import Busy, Timeout
 from engine.kernel import process, procfs
-from engine.launch import Birth, CriuBirth, CriuSlot, View
+from engine.launch import CriuSlot
+from engine.launch_spec import Birth, CriuBirth, View
 from engine.lifecycle.root import Root
 from engine.model import Job
 
@@ -81,7 +82,7 @@ def begun(root: Root, job: Job, birth: Birth, *, outlives: bool, lazily: bool = 
 
 @contextlib.contextmanager
 def started(root: Root, begun: Begun, view: View, images: Path, *, work: Path, patience: float) -> Iterator[Talk]:
-    """Show criu its ``view``, and speak with it. ``work``: where it leaves its log. ``patience`` in seconds: how long it
+    """Show criu its ``view``, and speak with it. ``work``: where it leaves its log. ``patience``: how many seconds it
     may be silent."""
     with contextlib.ExitStack() as stack:
         directories = [_opened(path, stack) for path in (images, work)]

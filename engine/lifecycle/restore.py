@@ -16,7 +16,7 @@ import msgspec
 from engine import cgroup, checkpoint, launch, layers, network, store, tools
 from engine.errors import CannotRestore, Damaged, NoSpace, Timeout, from_os
 from engine.kernel import process
-from engine.launch import NetworkSpec, View
+from engine.launch_spec import NetworkSpec, View
 from engine.lifecycle import criu, lazy, mounting, processes
 from engine.lifecycle.root import Root
 from engine.model import Job, ProcessImage, Snapshot
@@ -27,17 +27,6 @@ SHM = 64 << 20
 
 SPEED = 50 << 20
 """bytes of memory a second that a restore reads at least"""
-
-
-@contextlib.contextmanager
-def begun(root: Root, job: Job, *, lazily: bool, verb: str) -> Iterator[criu.Begun]:
-    """A criu for `restored`, started while the caller plans; who takes the job down on an error. Ended with the
-    block."""
-    with contextlib.ExitStack() as stack:
-        with step(f"{verb}.begin", job=job.id):
-            birth = processes.place(root, job)
-            begun = stack.enter_context(criu.begun(root, job, birth, outlives=False, lazily=lazily))
-        yield begun
 
 
 @contextlib.contextmanager
