@@ -90,7 +90,7 @@ def make(root: Root, job: Job, what: What) -> Slot:
 
 
 def _criu(root: Root, job: Job, *, lazily: bool) -> contextlib.AbstractContextManager[criu.Begun]:
-    return criu.begun(root, job, processes.place(root, job), outlives=False, lazily=lazily)
+    return criu.begun(root, job, processes.place(root, job), lazily=lazily)
 
 
 def _take_down(root: Root, job: Job) -> None:

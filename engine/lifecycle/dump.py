@@ -36,7 +36,7 @@ def begun(root: Root, job: Job) -> Iterator[criu.Begun]:
     with contextlib.ExitStack() as stack:
         with step("pause.begin", job=job.id), _translated(root.run_job(job.id) / "dump.log"):
             birth = Birth(stage=os.fspath(root.stage(job.id)))
-            begun = stack.enter_context(criu.begun(root, job, birth, outlives=True))
+            begun = stack.enter_context(criu.begun(root, job, birth))
         yield begun
 
 
