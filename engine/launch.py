@@ -84,6 +84,16 @@ class Slot:
     def waits(self) -> bool:
         return self._process.poll() is None
 
+    def await_begun(self, *, timeout: float) -> None:
+        """Wait until all is there that it makes ahead; it isn't needed before `go`. Raises as that."""
+        assert self._process.stdout is not None
+        seen: dict[str, str] = {}
+        for key, value in _report(self._process.stdout.fileno(), time.monotonic() + timeout):
+            seen[key] = value
+            if key == "begun":
+                return
+        raise _failure(seen, self._process.wait())
+
     def go(self, view: View, *, deadline: float, report: Callable[[int], None] | None = None) -> int:
         """Hand the body over, and return the pid of what was started once it runs; ``report`` is called with it as soon
         as it is known. Raises LaunchFailed, HostLacks, NoSpace, Timeout."""

@@ -71,6 +71,15 @@ static int pid_report(struct launch *launch) {
     return report_send(&report) < 0 ? fail(launch, "standard output") : 0;
 }
 
+/* All that needs no body is done, and can be told from what died. */
+static int begun_report(struct launch *launch) {
+    struct writer report = {0};
+    if (!spec_divided())
+        return 0;
+    record_number(&report, "begun", 1);
+    return report_send(&report) < 0 ? fail(launch, "standard output") : 0;
+}
+
 static int success_report(struct launch *launch) {
     struct writer report = {0};
     for (int step = STEP_NONE + 1; step < STEP_COUNT; step++) {
@@ -162,9 +171,10 @@ static int job_run(struct launch *launch) {
         RUN(TREES, stage_mount), RUN(NETWORK, network_enter), RUN(CGROUP, cgroup_open), RUN(SANDBOX, filter_open),
         RUN(CLONE, job_clone), RUN(CGROUP, cgroups_join), RUN(USERNS, ids_map),
         WAIT(CLONE, job_tell), /* it takes its identity and makes its namespaces */
-        RUN(SANDBOX, filter_build), WAIT(SPEC, body_await),
-        RUN(TREES, trees_attach), RUN(TREES, sysfs_lend), RUN(OVERLAY, root_mount),
+        RUN(SANDBOX, filter_build),
         WAIT(CLONE, job_hear), /* its network namespace is there */
+        RUN(CLONE, begun_report), WAIT(SPEC, body_await),
+        RUN(TREES, trees_attach), RUN(TREES, sysfs_lend), RUN(OVERLAY, root_mount),
         WAIT(CLONE, job_tell), /* it takes the body too, and enters its root */
         RUN(CLONE, pid_report), WAIT(NETWORK, hold_wait),
         WAIT(CLONE, job_tell), /* it finishes its network, files and sandbox */
@@ -182,7 +192,7 @@ static int criu_run(struct launch *launch) {
     static const struct action actions[] = {
         RUN(FILES, cache_open), RUN(FILES, pidfile_open), RUN(TREES, stage_mount), RUN(MOUNTS, view_mount),
         RUN(CGROUP, cgroup_open), RUN(CLONE, job_clone), RUN(CGROUP, cgroups_join),
-        RUN(USERNS, userns_make), WAIT(SPEC, body_await), /* while criu starts */
+        RUN(USERNS, userns_make), RUN(CLONE, begun_report), WAIT(SPEC, body_await), /* while criu starts */
         RUN(FILES, launcher_outlive), RUN(TREES, trees_attach), RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_fill),
         RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),
         RUN(EXEC, exec_await), WAIT(EXEC, success_report), WAIT(EXEC, criu_await),

@@ -336,6 +336,7 @@ static int whole_check(const struct spec *spec, enum verb verb, const char **abo
         together(about, verb != VERB_MOUNT || spec->metas.count == spec->targets.count, "meta") < 0 ||
         together(about, verb != VERB_MOUNT || spec->blobs.count == spec->targets.count, "blob") < 0 ||
         together(about, verb != VERB_NETWORK || (spec->uts_fd < 0) == !spec->hostname, "uts") < 0 ||
+        together(about, verb != VERB_CRIU || !spec->cgroup || spec->lowers.count, "lower") < 0 ||
         together(about, !network || own, "net") < 0 || together(about, !kept || spec->hold_fd >= 0, "hold") < 0 ||
         together(about, !spec->has_address || own, "address") < 0 ||
         together(about, !spec->has_gateway || spec->has_address, "gateway") < 0)
@@ -384,8 +385,12 @@ int spec_head(struct spec *spec, enum verb verb, const char **about) {
     return required_check(verb, false, about);
 }
 
+bool spec_divided(void) {
+    return given->head < given->size;
+}
+
 int spec_body_again(struct spec *spec, enum verb verb, const char **about) {
-    size_t body = given->head < given->size ? given->head + 1 : given->size;
+    size_t body = spec_divided() ? given->head + 1 : given->size;
     return records_take(spec, verb, body, given->size, about);
 }
 

@@ -57,6 +57,9 @@ enum verb { VERB_RUN = 1, VERB_MOUNT = 2, VERB_UNMOUNT = 4, VERB_CRIU = 8, VERB_
  */
 int spec_head(struct spec *spec, enum verb verb, const char **about);
 
+/* Whether there is a body to wait for. */
+bool spec_divided(void);
+
 /* Wait for the body, to the end of descriptor 0, and take it too: the spec is whole then.  As above. */
 int spec_body(struct spec *spec, enum verb verb, const char **about);
 

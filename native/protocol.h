@@ -41,6 +41,7 @@
  *   stdin=N stdout=N stderr=N  descriptors to become the program's (used by copies); absent: /dev/null
  *
  * LAUNCH REPORT (standard output of serac-launch, records, written as they become known)
+ *   begun=1                  of a divided spec: all that needs no body is done, and what was started lives
  *   pid=N                    the job's PID 1, as the caller sees it
  *   took=STEP:MICROSECONDS   steps: spec cgroup userns trees overlay clone network mounts files sandbox exec (some run side by
  *                            side: their sum is more than the time that passed); reported together, before `ready`
@@ -51,7 +52,7 @@
  * `serac-launch criu` gives criu a view of its own and stays as its parent, ending as it ends; descriptors that the
  * caller passed are criu's.  In a private mount namespace a tmpfs covers /run.  Keys, as above where not told otherwise:
  *   cgroup= cgroup1=         for a restore: criu is born there, and so is all that it makes
- *   range= stage= tree= lower= upper= work= overlay=     a job's root, which is then /run/root
+ *   range= stage= tree= lower= upper= work= overlay=     a job's root, which is then /run/root; required with cgroup=
  *   bind=REL=TARGET          a tree at TARGET, a name below /run that doesn't exist yet
  *   shm=BYTES                an empty tmpfs at /run/shm, root's in `range`; absent: none
  *   kdat=PATH                a copy of the file PATH, if it is there, at /run/criu.kdat

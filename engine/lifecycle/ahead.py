@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple
 
-from engine import cgroup, store
+from engine import cgroup, launch, store
 from engine.errors import Busy, NotFound, SeracError
 from engine.launch import JobSlot
 from engine.lifecycle import criu, processes
@@ -64,8 +64,7 @@ class Slot:
         self._held = held
 
     def serves(self) -> bool:
-        waits = self.begun.waits if isinstance(self.begun, JobSlot) else self.begun.slot.waits
-        return waits and cgroup.populated(self._group)
+        return _launcher(self.begun).waits and cgroup.populated(self._group)
 
     def closing(self, call: Callable[[], object]) -> None:
         """Call that when it is closed."""
@@ -86,7 +85,12 @@ def make(root: Root, job: Job, what: What) -> Slot:
             begun = held.enter_context(processes.begin(root, job))
         else:
             begun = held.enter_context(_criu(root, job, lazily=what.lazily))
+        _launcher(begun).await_begun(timeout=root.timeout)
         return Slot(job, what, root.group_of(job), begun, held.pop_all())
+
+
+def _launcher(begun: JobSlot | criu.Begun) -> launch.Slot:
+    return begun if isinstance(begun, JobSlot) else begun.slot
 
 
 def _criu(root: Root, job: Job, *, lazily: bool) -> contextlib.AbstractContextManager[criu.Begun]:
