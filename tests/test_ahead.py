@@ -101,6 +101,7 @@ def test_a_slot_that_has_died_is_none(engine: Engine) -> None:
     engine.prefetch("a")
     for pid in waiting(engine, engine.job("a").id):
         os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not waiting(engine, engine.job("a").id))
     assert "begin" in engine.resume("a").timings
     goes_on(engine)
 
@@ -240,6 +241,7 @@ def test_a_slot_that_was_taken_down_from_outside_is_none(engine: Engine) -> None
     with Engine(engine.config.root, pool=Pool(jobs=1)) as pooled:
         (job_id,) = filled(pooled, 1)
         (group(pooled, job_id) / "cgroup.kill").write_text("1")
+        wait_for(lambda: not waiting(pooled, job_id))
         pooled.run(shell(COUNTS, name="a"))
         assert count(pooled) > 0
 
