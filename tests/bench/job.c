@@ -5,6 +5,7 @@
  *                                         whenever it was brought back by criu, it reads all of its memory and writes
  *                                         FILE: REALTIME-NANOSECONDS of its first instruction, of its last page, and 1
  *                                         if the memory is as it was
+ *   job init PROGRAM ARG..                start it, and be its parent and that of whatever it leaves
  *   job answer                            write a byte to descriptor 3, and sleep
  *   job write FILE BYTES                  a file that doesn't compress
  *   job files DIRECTORY COUNT             small files, a thousand a directory
@@ -18,6 +19,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -143,12 +145,24 @@ static void write_files(const char *directory, long count) {
     }
 }
 
+static void init(char **program) {
+    if (must(fork(), "fork") == 0) {
+        must(setsid(), "session");
+        execv(program[0], program);
+        must(-1, program[0]);
+    }
+    while (wait(NULL) > 0)
+        ;
+}
+
 int main(int count, char **words) {
     long long begun = now();
     const char *verb = count > 1 ? words[1] : "";
     if (!strcmp(verb, "answer")) {
         must(write(3, "", 1), "descriptor 3");
         sleep_on();
+    } else if (count > 2 && !strcmp(verb, "init")) {
+        init(words + 2);
     } else if (count > 3 && !strcmp(verb, "hold")) {
         hold(atol(words[2]), atol(words[3]), words[4], begun);
     } else if (count > 3 && !strcmp(verb, "write")) {
@@ -156,7 +170,8 @@ int main(int count, char **words) {
     } else if (count > 3 && !strcmp(verb, "files")) {
         write_files(words[2], atol(words[3]));
     } else {
-        fputs("usage: job hold MEGABYTES PROCESSES [FILE] | answer | write FILE BYTES | files DIRECTORY COUNT\n",
+        fputs("usage: job hold MEGABYTES PROCESSES [FILE] | init PROGRAM ARG.. | answer | write FILE BYTES | files "
+              "DIRECTORY COUNT\n",
               stderr);
         return 2;
     }

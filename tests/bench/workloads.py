@@ -31,10 +31,10 @@ class Awake(NamedTuple):
 
 
 def compiled(name: str, directory: Path) -> Path:
-    """``floor`` or ``job``, static."""
+    """``floor`` or ``job``, static, of all files that are called so."""
     target = directory / name
     flags = ["-std=gnu17", "-O2", "-static", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["cc", *flags, "-o", target, HERE / f"{name}.c"], check=True)
+    subprocess.run(["cc", *flags, "-o", target, *HERE.glob(f"{name}*.c")], check=True)
     return target
 
 
