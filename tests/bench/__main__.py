@@ -13,12 +13,12 @@ from pathlib import Path
 
 import leftovers
 
-from bench import hostfacts, interrupts, place, report
+from bench import hostfacts, interrupts, place, readme, report
 from bench.measure import Outcome
 from bench.plan import FULL, QUICK
+from bench.readme import RESULTS
 from bench.scenarios import SCENARIOS, SLOW, Scenario
 
-RESULTS = Path(__file__).resolve().parent / "results"
 UNFINISHED = Path(__file__).resolve().parents[2] / "build/bench"
 LOCK = Path("/run/lock/serac-tests")
 """of the root tests, which count what the host holds, as this does"""
@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        help="directory for JSON, Markdown and plots; default: tests/bench/results, of a part build/bench",
+        help="directory for JSON, Markdown and plots; default: tests/bench/results, with the table in README.md; of a part build/bench",
     )
     return parser.parse_args()
 
@@ -87,6 +87,8 @@ def _publish(found: report.Report, output: Path) -> None:
     for outcome in found.outcomes:
         print("\n".join(f"{outcome.name}: {budget.verdict}" for budget in outcome.budgets))
     missed = sum(not budget.held for outcome in found.outcomes for budget in outcome.budgets)
+    if output == RESULTS:
+        readme.main()
     print(f"{missed} missed; written: {', '.join(os.fspath(file) for file in (output / 'results.md', *drawn))}")
 
 

@@ -77,10 +77,13 @@ def _size(axes: Any, outcomes: dict[str, Outcome]) -> None:
 def _memory(axes: Any, outcomes: dict[str, Outcome]) -> None:
     for way in ("eager", "lazy"):
         for verb in ("first instruction", "last page"):
-            found = _of(outcomes["memory"], "serac", verb, way=way)
+            found = _of(outcomes["memory"], "serac", verb, way=way, cache="warm")
             _line(axes, found, "memory", f"serac, {way}, to the {verb}")
     _line(
-        axes, _of(outcomes["memory"], "floor", "first instruction"), "memory", "floor (eager), to the first instruction"
+        axes,
+        _of(outcomes["memory"], "floor", "first instruction", cache="warm"),
+        "memory",
+        "floor (eager), to the first instruction",
     )
     _logarithmic(axes, "Resume against memory", "megabytes of memory")
 

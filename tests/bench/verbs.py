@@ -25,7 +25,7 @@ def ordered(engine: Engine, *words: str) -> None:
 
 
 def command(place: Place) -> Outcome:
-    """`serac resume` beside `Engine.resume`."""
+    """`serac resume` beside `Engine.resume`: what the command adds to the library."""
     outcome = Outcome(name="command", title="The command on top of the library: resume of a small job, mode process")
     with place.engine() as engine:
         subject = Subject(engine, "commanded")
@@ -45,7 +45,7 @@ def command(place: Place) -> Outcome:
 
 
 def thaw(place: Place) -> Outcome:
-    """A hot job."""
+    """A hot job: freeze and thaw."""
     outcome = Outcome(name="thaw", title="A hot job: freeze and thaw")
     with place.engine() as engine:
         subject = Subject(engine, "hot")
