@@ -67,7 +67,7 @@ def _source(directory: Path) -> Path | None:
             return None
     (place / "src").mkdir()
     (original,) = place.glob(f"{PROJECT}_*.orig.tar.*")
-    unpack = ["tar", "-xf", original, "-C", place / "src", "--strip-components=1", "--no-same-owner"]
+    unpack: list[str | Path] = ["tar", "-xf", original, "-C", place / "src", "--strip-components=1", "--no-same-owner"]
     subprocess.run(unpack, check=True)
     subprocess.run(["tar", "-C", place, "-cf", place / "src.tar", "src"], check=True)
     return place / "src.tar"
@@ -143,6 +143,6 @@ def _started_cold(engine: Engine, source: Path) -> str:
         engine.copy_in(job.id, stream, "/")
     spec = SessionSpec(argv=("/bin/sh", "-c", TIMED))
     with engine.exec(job.id, spec) as connection:
-        said = b"".join(event.data for event in connection.events() if isinstance(event, Output))
-    said(said.decode())  # the build has come to its end
+        printed = b"".join(event.data for event in connection.events() if isinstance(event, Output))
+    said(printed.decode())  # the build has come to its end
     return job.id

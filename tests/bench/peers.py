@@ -153,7 +153,7 @@ class Runc:
 
     def _runc(self, *words: str) -> None:
         log = self._bundle / "runc.log"
-        command = ["runc", "--root", self._bundle / "state", "--log", log, *words]
+        command: list[str | Path] = ["runc", "--root", self._bundle / "state", "--log", log, *words]
         # What is detached keeps these open, so that they may be nothing of the host's.
         nothing = subprocess.DEVNULL
         done = subprocess.run(command, env=_environment(), check=False, stdin=nothing, stdout=nothing, stderr=nothing)
@@ -198,7 +198,7 @@ class Tar:
 
     def resume(self) -> Mapping[str, Sample]:
         self._target.mkdir()
-        words = ["tar", "-C", self._target, "-xf", "-"]
+        words: list[str | Path] = ["tar", "-C", self._target, "-xf", "-"]
         ms, _ = timed(lambda: _pipe(["lz4", "-q", "-d", "-c", self._archive], words))
         self.remove()
         return {"resume": Sample(ms)}

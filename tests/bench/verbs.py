@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def thaw(place: Place) -> Outcome:
         for _ in range(place.plan.rounds):
             for verb, action in (("freeze", engine.freeze), ("thaw", engine.thaw)):
                 settle()
-                ms, _ = timed(lambda action=action: action(subject.id))
+                ms, _ = timed(functools.partial(action, subject.id))
                 outcome.add("serac", verb, Sample(ms))
     outcome.budget("thaw of a hot job", outcome.p50("serac", "thaw"), HOT, unit="ms")
     return outcome
