@@ -14,7 +14,7 @@ on disk in `engine.config`.
 from typing import TYPE_CHECKING
 
 from engine.errors import SeracError
-from engine.model import Job, JobSpec, JobState, Limits, SessionSpec, Snapshot, Step
+from engine.model import Job, JobSpec, JobState, Limits, Pool, SessionSpec, Snapshot, Step
 
 if TYPE_CHECKING:
     from engine.aio import AsyncEngine
@@ -27,6 +27,7 @@ __all__ = [
     "JobSpec",
     "JobState",
     "Limits",
+    "Pool",
     "SeracError",
     "SessionSpec",
     "Snapshot",

@@ -22,7 +22,7 @@ from engine import journal, launch, network
 from engine.attaching import Attaching
 from engine.config import Config
 from engine.errors import SeracError, ToolMissing, translated
-from engine.lifecycle import pause, recover, remove, resume, run, stop
+from engine.lifecycle import ahead, pause, recover, remove, resume, run, stop
 from engine.lifecycle.root import Root
 from engine.model import (
     ENDED,
@@ -38,6 +38,8 @@ from engine.model import (
     Memory,
     Mode,
     PauseResult,
+    Pool,
+    Prefetch,
     Profile,
     ResumeResult,
     SnapshotSource,
@@ -57,13 +59,19 @@ if TYPE_CHECKING:
 class Engine(Attaching, Snapshots, Questions, Watching):
     """One root on this host. ``timeout`` (seconds) bounds each wait of a verb: for a lock, a freeze, a launch, a kill.
 
+    ``pool``: what it keeps ready for new jobs until it is closed.
+
     Opening makes the root if it is new, and puts right what a crash or a reboot left. Raises NotPrivileged, BadRoot,
     HostLacks, InvalidInput (a bad config.json) or Damaged."""
 
-    def __init__(self, root: str | os.PathLike[str] | None = None, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str] | None = None, *, timeout: float = 60.0, pool: Pool | None = None
+    ) -> None:
         self.config = Config.load(root)
+        self._pool = pool
         self._root = Root(self.config, timeout=timeout)
         recover.recover(self._root)
+        self._fill_pool()
 
     def __enter__(self) -> Engine:
         return self
@@ -74,8 +82,13 @@ class Engine(Attaching, Snapshots, Questions, Watching):
         self.close()
 
     def close(self) -> None:
-        """Give back the engine's descriptors; jobs run on."""
+        """Give back the engine's descriptors, and what it kept ready; jobs run on."""
+        ahead.close(self._root)
         self._root.close()
+
+    def _fill_pool(self) -> None:
+        if self._pool is not None:
+            ahead.fill(self._root, self._pool)
 
     @staticmethod
     def doctor(root: str | os.PathLike[str] | None = None) -> list[Finding]:
@@ -146,7 +159,9 @@ class Engine(Attaching, Snapshots, Questions, Watching):
         ``tty`` job begins with. Raises NotFound (base), NameTaken, InvalidInput, CommandNotFound, LaunchFailed ...;
         then there is no job."""
         with translated("run job"):
-            return run.run(self._root, spec, terminal=terminal)
+            job = run.run(self._root, spec, terminal=terminal)
+        self._fill_pool()
+        return job
 
     def jobs(self, *, ended: bool = False) -> list[Job]:
         """Jobs by age; without ``ended`` only those that run or can go on.
@@ -258,18 +273,24 @@ class Engine(Attaching, Snapshots, Questions, Watching):
         ``idle``: start nothing: the job is up for `exec`, and starts its command, or the step that is next, when it was
         paused with mode ``filesystem`` and is resumed. A job that failed and was kept is resumed where it failed.
         ``request``: as with `pause`."""
+        how = resume.How(
+            mode=mode, memory=memory, workdir=workdir, keep_tcp=keep_tcp, answer=answer, idle=idle, request=request
+        )
         with recover.taken(self._root, ref) as job:
-            return resume.resume(
-                self._root,
-                job,
-                mode=mode,
-                workdir=workdir,
-                keep_tcp=keep_tcp,
-                memory=memory,
-                answer=answer,
-                idle=idle,
-                request=request,
-            )
+            return resume.resume(self._root, job, how)
+
+    @verb("prefetch", told=False)
+    def prefetch(
+        self, ref: str, *, mode: Mode = "auto", memory: Memory = "auto", idle: bool = False, seconds: float = 60.0
+    ) -> Prefetch:
+        """Announce the resume of a paused job: mount its chain, read what will be read, and keep a process waiting for
+        it, for ``seconds``. A `resume` in this engine that is of the same ``mode`` takes that; the job stays paused
+        until then, and nothing else changes. Raises what `resume` would before it does anything."""
+        from engine.lifecycle import prefetch
+
+        how = resume.How(mode=mode, memory=memory, idle=idle)
+        with recover.taken(self._root, ref) as job:
+            return prefetch.prefetch(self._root, job, how, seconds=seconds)
 
     @verb("fork")
     def fork(
@@ -289,17 +310,10 @@ class Engine(Attaching, Snapshots, Questions, Watching):
         snapshot = self._root.catalog.snapshot(ref)
         journal.about(snapshot=snapshot.id)
         with translated("fork snapshot"):
-            return run.fork(
-                self._root,
-                snapshot,
-                name=name,
-                mode=mode,
-                env=env or {},
-                keep_tcp=keep_tcp,
-                memory=memory,
-                answer=answer,
-                idle=idle,
-            )
+            how = resume.How(mode=mode, memory=memory, keep_tcp=keep_tcp, answer=answer, idle=idle)
+            result = run.fork(self._root, snapshot, how, name=name, env=env or {})
+        self._fill_pool()
+        return result
 
 
 def _forwarding() -> Finding:

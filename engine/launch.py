@@ -14,11 +14,12 @@ import importlib.resources
 import io
 import os
 import select
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from engine import steps, tools
 from engine.errors import HostLacks, InvalidInput, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing
@@ -30,43 +31,30 @@ IO_INSIDE = "/run/serac"
 _REPORT_MAX = 64 << 10
 
 
-class ViewSpec(Value, frozen=True, kw_only=True):
-    """Where a job's processes are born and what they have for a root; the fields are the keys of native/protocol.h."""
+class Birth(Value, frozen=True, kw_only=True):
+    """Where processes are born, before it is known what they have for a root: the head of a spec; the fields are the
+    keys of native/protocol.h."""
 
     stage: str
     cgroup: str | None = None
     cgroup1: tuple[str, ...] = ()
-    trees: tuple[tuple[str, str], ...] = ()
-    lowers: tuple[str, ...] = ()
-    upper: str | None = None
-    work: str | None = None
-    overlay: tuple[str, ...] = ()
     range: tuple[int, int] | None = None
     """first host id and count; None = the host's user namespace"""
-    binds: tuple[tuple[str, str], ...] = ()
-    shm: int | None = None
-    """bytes of /dev/shm"""
 
 
-class LaunchSpec(ViewSpec, frozen=True, kw_only=True):
-    """Everything that a job's first process is born with."""
+class JobBirth(Birth, frozen=True, kw_only=True):
+    """Of a job's first process."""
 
     net: str = "private"
-    address: str | None = None
-    gateway: str | None = None
-    hostname: str | None = None
-    rlimits: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
-    writes: tuple[tuple[str, str], ...] = ()
     args: tuple[str, ...] = ()
-    listen: str | None = None
     stdin: int | None = None
     stdout: int | None = None
     stderr: int | None = None
 
 
-class CriuSpec(ViewSpec, frozen=True, kw_only=True):
-    """How criu is started, and what it sees: the job's root at /run/root."""
+class CriuBirth(Birth, frozen=True, kw_only=True):
+    """Of a criu, which sees the job's root at /run/root."""
 
     program: str
     args: tuple[str, ...]
@@ -75,6 +63,30 @@ class CriuSpec(ViewSpec, frozen=True, kw_only=True):
     preload: str | None = None
     pidfile: tuple[int, str] | None = None
     """given: criu doesn't die with the engine, and keeps this descriptor open; the file tells of both"""
+
+
+class View(Value, frozen=True, kw_only=True):
+    """What processes have for a root, the body of a spec; nothing, for a criu that dumps."""
+
+    trees: tuple[tuple[str, str], ...] = ()
+    lowers: tuple[str, ...] = ()
+    upper: str | None = None
+    work: str | None = None
+    overlay: tuple[str, ...] = ()
+    binds: tuple[tuple[str, str], ...] = ()
+    shm: int | None = None
+    """bytes of /dev/shm"""
+
+
+class JobView(View, frozen=True, kw_only=True):
+    """And what else a job's first process finds."""
+
+    address: str | None = None
+    gateway: str | None = None
+    hostname: str | None = None
+    rlimits: tuple[str, ...] = ()
+    writes: tuple[tuple[str, str], ...] = ()
+    listen: str | None = None
 
 
 class NetworkSpec(Value, frozen=True, kw_only=True):
@@ -125,8 +137,87 @@ class Hold:
             self._process.wait(self._timeout)
 
 
+class Slot:
+    """A serac-launch that has the head of its spec: it makes what needs no layers, and waits for the body. A context
+    that ends it, and with it what it started, unless that was let go; nothing is left then.
+
+    It dies with the thread that began it (PR_SET_PDEATHSIG)."""
+
+    def __init__(self, verb: str, records: Iterable[tuple[str, str]], descriptors: Sequence[int]) -> None:
+        spec = _encode(records)
+        self._process = _popen(verb, descriptors)
+        _give(self._process, spec + b"\0", whole=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def waits(self) -> bool:
+        return self._process.poll() is None
+
+    def go(self, view: View, *, deadline: float, report: Callable[[int], None] | None = None) -> int:
+        """Hand the body over, and return the pid of what was started once it runs; ``report`` is called with it as soon
+        as it is known. Raises LaunchFailed, HostLacks, NoSpace, Timeout."""
+        _give(self._process, b"".join(_record(*record) for record in _records(view)), whole=True)
+        return _followed(self._process, deadline=deadline, report=report)
+
+    def close(self) -> None:
+        _end(self._process)
+
+
+class JobSlot(Slot):
+    """For a job's first process. ``hold``: it waits while its network is put in."""
+
+    def __init__(self, birth: JobBirth, *, hold: bool = False) -> None:
+        self._gate: io.FileIO | None = None
+        with contextlib.ExitStack() as passed, contextlib.ExitStack() as undo:
+            init = passed.enter_context(io.FileIO(program("serac-init"))).fileno()
+            descriptors = [init, *(fd for fd in (birth.stdin, birth.stdout, birth.stderr) if fd is not None)]
+            records = [*_records(birth), ("init", f"{init}:{init_inside()}")]
+            if hold:
+                theirs, gate = (io.FileIO(fd, mode) for fd, mode in zip(os.pipe(), "rw", strict=True))
+                passed.enter_context(theirs)
+                self._gate = undo.enter_context(gate)
+                records.append(("hold", str(theirs.fileno())))
+                descriptors.append(theirs.fileno())
+            super().__init__("run", records, descriptors)
+            undo.pop_all()
+
+    def launch(self, view: JobView, *, timeout: float, network: Callable[[int], None] | None = None) -> int:
+        """Start the job's init and return its pid. ``network`` is called with the pid while the job is held, to put
+        ``eth0`` into its namespace. Raises as `go`."""
+
+        def fill(pid: int) -> None:
+            if network is not None and self._gate is not None:
+                network(pid)
+                self._gate.write(b"g")
+
+        return self.go(view, deadline=time.monotonic() + timeout, report=fill)
+
+    def close(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
+        super().close()
+
+
+class CriuSlot(Slot):
+    """For a criu, which starts at once, and which serac-launch stays the parent of. ``descriptors`` are passed on."""
+
+    def __init__(self, birth: CriuBirth, *, descriptors: Sequence[int]) -> None:
+        super().__init__("criu", _records(birth), descriptors)
+
+    def launch(self, view: View, *, timeout: float) -> Criu:
+        """Let it see the job's root. Raises as `go`."""
+        return Criu(self.go(view, deadline=time.monotonic() + timeout), self._process)
+
+
 class Criu:
-    """A criu that was started, with serac-launch as its parent."""
+    """A criu that runs; serac-launch is its parent, and ends as it does."""
 
     def __init__(self, pid: int, launcher: subprocess.Popen[bytes]) -> None:
         self.pid = pid
@@ -145,17 +236,16 @@ class Criu:
             os.close(pidfd)
 
     def wait(self, timeout: float) -> int:
-        """Its exit status, 128 + signal when it was killed. Raises Timeout."""
+        """Its exit status, 128 + signal when it was killed; ``timeout`` in seconds. Raises Timeout."""
+        pidfd = os.pidfd_open(self._launcher.pid)
         try:
-            return self._launcher.wait(timeout)
-        except subprocess.TimeoutExpired as error:
-            raise Timeout("criu did not end in time") from error
-
-    def kill(self) -> None:
-        if self._launcher.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)  # its parent, not reaped yet, keeps the number from being another's
-            self._launcher.wait()
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            if not poller.poll(timeout * 1000):
+                raise Timeout("criu did not end in time")
+        finally:
+            os.close(pidfd)
+        return self._launcher.wait()
 
 
 @functools.cache
@@ -174,39 +264,6 @@ def init_inside() -> str:
     return f"/.serac/init-{digest[:16]}"
 
 
-def launch(spec: LaunchSpec, *, timeout: float, network: Callable[[int], None] | None = None) -> int:
-    """Start a job's init and return its pid. ``network`` is called with the pid while the job waits, to put ``eth0``
-    into its namespace. Raises LaunchFailed, HostLacks, Timeout; nothing of the launch is left then."""
-    with contextlib.ExitStack() as stack:
-        init = os.open(program("serac-init"), os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, init)
-        passed = [init, *(fd for fd in (spec.stdin, spec.stdout, spec.stderr) if fd is not None)]
-        records = [*_records(spec), ("init", f"{init}:{init_inside()}")]
-        go = None
-        with contextlib.ExitStack() as theirs:
-            if network is not None:
-                hold, go = os.pipe()
-                stack.callback(os.close, go)
-                theirs.callback(os.close, hold)
-                records.append(("hold", str(hold)))
-                passed.append(hold)
-            process = stack.enter_context(_started("run", passed))
-        return _watch(process, _encode(records), deadline=time.monotonic() + timeout, network=network, go=go)
-
-
-@contextlib.contextmanager
-def criu(spec: CriuSpec, *, descriptors: Sequence[int], timeout: float) -> Iterator[Criu]:
-    """Start criu with ``descriptors`` passed on; at the end it is killed if it still runs. Raises LaunchFailed,
-    HostLacks, Timeout."""
-    with _started("criu", descriptors) as process:
-        pid = _follow(process, _encode(_records(spec)), deadline=time.monotonic() + timeout)
-        criu = Criu(pid, process)
-        try:
-            yield criu
-        finally:
-            criu.kill()
-
-
 @contextlib.contextmanager
 def network(spec: NetworkSpec, *, namespace: int, uts: int | None = None, timeout: float) -> Iterator[Hold]:
     """Hold the network namespace behind the descriptor ``namespace`` until :meth:`Hold.end`; left without that, what
@@ -219,11 +276,11 @@ def network(spec: NetworkSpec, *, namespace: int, uts: int | None = None, timeou
         if uts is not None:
             records.append(("uts", f"fd:{uts}"))
             descriptors.append(uts)
-        process = stack.enter_context(_started("network", descriptors))
+        process = stack.enter_context(_started("network", descriptors, records))
         hold.close()
         held = Hold(process, go, timeout)
         stack.callback(held.leave)
-        _follow(process, _encode(records), deadline=time.monotonic() + timeout)
+        _followed(process, deadline=time.monotonic() + timeout)
         yield held
 
 
@@ -245,8 +302,9 @@ def unmount(target: Path, *, detach: bool = False, timeout: float) -> None:
 
 
 def _do(verb: str, records: Iterable[tuple[str, str]], *, descriptors: Sequence[int] = (), timeout: float) -> None:
-    with _started(verb, descriptors) as process:
-        _watch(process, _encode(records), deadline=time.monotonic() + timeout)
+    with _started(verb, descriptors, records) as process:
+        _followed(process, deadline=time.monotonic() + timeout)
+        process.wait()
 
 
 _PAIRS = {"trees": "tree", "binds": "bind", "writes": "write"}
@@ -262,7 +320,7 @@ _LISTS = {
 """Fields that become several records, and their keys; every other field is one record of its own name."""
 
 
-def _records(spec: ViewSpec | NetworkSpec) -> Iterator[tuple[str, str]]:
+def _records(spec: Birth | View | NetworkSpec) -> Iterator[tuple[str, str]]:
     for field in spec.__struct_fields__:
         value = getattr(spec, field)
         if field in _PAIRS:
@@ -278,18 +336,17 @@ def _records(spec: ViewSpec | NetworkSpec) -> Iterator[tuple[str, str]]:
 
 
 def _encode(records: Iterable[tuple[str, str]]) -> bytes:
-    text = b"serac-launch=1\0"
-    for key, value in records:
-        if "\0" in value:
-            raise InvalidInput(f"{key} holds a NUL byte")
-        text += f"{key}={value}".encode(errors="surrogateescape") + b"\0"
-    return text
+    return b"".join(_record(*record) for record in (("serac-launch", "1"), *records))
 
 
-@contextlib.contextmanager
-def _started(verb: str, descriptors: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
-    """serac-launch; killed and reaped at the end if it still runs."""
-    with subprocess.Popen(
+def _record(key: str, value: str) -> bytes:
+    if "\0" in value:
+        raise InvalidInput(f"{key} holds a NUL byte")
+    return f"{key}={value}".encode(errors="surrogateescape") + b"\0"
+
+
+def _popen(verb: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         [os.fspath(program("serac-launch")), verb],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -297,48 +354,48 @@ def _started(verb: str, descriptors: Sequence[int]) -> Iterator[subprocess.Popen
         pass_fds=descriptors,
         env=tools.environment(),
         umask=0o027,
-    ) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
+    )
 
 
-def _watch(
-    process: subprocess.Popen[bytes],
-    spec: bytes,
-    *,
-    deadline: float,
-    network: Callable[[int], None] | None = None,
-    go: int | None = None,
-) -> int:
-    """Hand the spec over and follow the report to its end, and serac-launch too; the pid, 0 where there is none."""
-    pid = _follow(process, spec, deadline=deadline, network=network, go=go)
-    process.wait()
-    return pid
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Killed if it still runs, and reaped."""
+    with process:
+        if process.poll() is None:
+            process.kill()
 
 
-def _follow(
-    process: subprocess.Popen[bytes],
-    spec: bytes,
-    *,
-    deadline: float,
-    network: Callable[[int], None] | None = None,
-    go: int | None = None,
-) -> int:
+@contextlib.contextmanager
+def _started(
+    verb: str, descriptors: Sequence[int], records: Iterable[tuple[str, str]]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """serac-launch with a whole spec; ended with the block."""
+    process = _popen(verb, descriptors)
+    try:
+        _give(process, _encode(records), whole=True)
+        yield process
+    finally:
+        _end(process)
+
+
+def _give(process: subprocess.Popen[bytes], spec: bytes, *, whole: bool) -> None:
     assert process.stdin is not None
-    assert process.stdout is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin:  # its report says why it didn't read on
+    with contextlib.suppress(BrokenPipeError):  # its report says why it doesn't read on
         process.stdin.write(spec)
+        if whole:
+            process.stdin.close()
+
+
+def _followed(process: subprocess.Popen[bytes], *, deadline: float, report: Callable[[int], None] | None = None) -> int:
+    """Follow the report until all is ready; the pid, 0 where there is none, which ``report`` is called with as soon as
+    it is known."""
+    assert process.stdout is not None
     seen: dict[str, str] = {}
     for key, value in _report(process.stdout.fileno(), deadline):
         seen[key] = value
         if key == "took":
             _took(value)
-        elif key == "pid" and network is not None and go is not None:
-            network(int(value))
-            os.write(go, b"g")
+        elif key == "pid" and report is not None:
+            report(int(value))
         elif key == "ready":
             return int(seen.get("pid", "0"))
     raise _failure(seen, process.wait())

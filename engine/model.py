@@ -90,6 +90,17 @@ class Limits(Value, frozen=True, kw_only=True):
     pids: int | None = None
 
 
+class Pool(Value, frozen=True, kw_only=True):
+    """How much an engine keeps ready for new jobs: in a control group each a process that waits, with the namespaces of
+    a job on no network and in a user namespace of its own. Jobs with other ``limits`` begin without."""
+
+    jobs: int = 0
+    """for `run`, and forks from files"""
+    forks: int = 0
+    """for forks with processes"""
+    limits: Limits = Limits()
+
+
 LIMIT_RANGES: dict[str, tuple[float, float]] = {
     "memory": (4 << 20, 1 << 50),
     "cpus": (0.01, 4096),
@@ -481,6 +492,18 @@ class ResumeResult(Value, frozen=True, kw_only=True, omit_defaults=False):
     """how the memory of processes came back"""
     eager_because: str | None = None
     """why ``auto`` wasn't lazy"""
+    timings: dict[str, float] = {}
+
+
+class Prefetch(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """A resume that is announced."""
+
+    job: str
+    mode: str
+    read: int
+    """bytes that the resume will read, in memory now as far as there is room"""
+    seconds: float
+    """how long the engine keeps ready what it has made"""
     timings: dict[str, float] = {}
 
 

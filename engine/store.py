@@ -104,6 +104,17 @@ def locked(directory: Path, *, timeout: float, shared: bool = False) -> Iterator
         os.close(fd)
 
 
+def held(directory: Path) -> bool:
+    """Whether somebody has the lock of ``directory``; nobody has where it isn't there."""
+    try:
+        with locked(directory, timeout=0):
+            return False
+    except FileNotFoundError:
+        return False
+    except Busy:
+        return True
+
+
 def flock(fd: int, how: int, path: Path, *, patience: float) -> None:
     """Take an flock(2) within ``patience`` seconds. Raises Busy."""
     deadline = time.monotonic() + patience

@@ -2,8 +2,8 @@
  * serac-launch run | criu | pages | network | mount | unmount: spec on standard input, report on standard output (protocol.h).
  *
  * `run` works in a private mount namespace, so whatever becomes of it, the kernel takes its mounts away; until the last
- * byte that lets it go, the job's first process ends when the launcher does.  The two work side by side: while the
- * launcher mounts the layers, the job makes its namespaces and its filter.
+ * byte that lets it go, the job's first process ends when the launcher does.  The two work side by side.  With the head
+ * of its spec a launch does all that needs no layers, and waits for the body then: a slot, kept ready for a job.
  */
 #include "launch.h"
 
@@ -145,6 +145,11 @@ static int hold_wait(struct launch *launch) {
     return got == 1 ? 0 : fail(launch, "hold");
 }
 
+static int body_await(struct launch *launch) {
+    const char *about = "";
+    return spec_body(&launch->spec, launch->verb, &about) < 0 ? fail(launch, about) : 0;
+}
+
 /* The link closes by itself when the exec succeeds. */
 static int exec_await(struct launch *launch) {
     return note_take(launch);
@@ -157,10 +162,11 @@ static int job_run(struct launch *launch) {
         RUN(TREES, stage_mount), RUN(NETWORK, network_enter), RUN(CGROUP, cgroup_open), RUN(SANDBOX, filter_open),
         RUN(CLONE, job_clone), RUN(CGROUP, cgroups_join), RUN(USERNS, ids_map),
         WAIT(CLONE, job_tell), /* it takes its identity and makes its namespaces */
+        RUN(SANDBOX, filter_build), WAIT(SPEC, body_await),
         RUN(TREES, trees_attach), RUN(TREES, sysfs_lend), RUN(OVERLAY, root_mount),
-        WAIT(CLONE, job_tell), /* it enters its root */
         WAIT(CLONE, job_hear), /* its network namespace is there */
-        RUN(CLONE, pid_report), RUN(SANDBOX, filter_build), WAIT(NETWORK, hold_wait),
+        WAIT(CLONE, job_tell), /* it takes the body too, and enters its root */
+        RUN(CLONE, pid_report), WAIT(NETWORK, hold_wait),
         WAIT(CLONE, job_tell), /* it finishes its network, files and sandbox */
         WAIT(CLONE, job_hear), /* only the filter is missing */
         RUN(CGROUP, cgroups_joined), RUN(SANDBOX, limits_set),
@@ -172,12 +178,16 @@ static int job_run(struct launch *launch) {
 }
 
 static int criu_run(struct launch *launch) {
+    /* clang-format off */
     static const struct action actions[] = {
-        RUN(CGROUP, cgroup_open),    RUN(CLONE, job_clone),      RUN(CGROUP, cgroups_join),
-        WAIT(CLONE, job_hear), /* its view is made */
-        RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),     WAIT(CLONE, job_tell),
-        RUN(EXEC, exec_await),       WAIT(EXEC, success_report), WAIT(EXEC, criu_await),
+        RUN(FILES, cache_open), RUN(FILES, pidfile_open), RUN(TREES, stage_mount), RUN(MOUNTS, view_mount),
+        RUN(CGROUP, cgroup_open), RUN(CLONE, job_clone), RUN(FILES, pidfile_leave), RUN(CGROUP, cgroups_join),
+        RUN(USERNS, userns_make), WAIT(SPEC, body_await), /* while criu starts */
+        RUN(TREES, trees_attach), RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_fill),
+        RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),
+        RUN(EXEC, exec_await), WAIT(EXEC, success_report), WAIT(EXEC, criu_await),
     };
+    /* clang-format on */
     return actions_run(launch, actions, sizeof actions / sizeof *actions);
 }
 
@@ -222,6 +232,10 @@ static int verb_run(struct launch *launch, enum verb verb) {
         return job_run(launch);
     if (verb == VERB_CRIU)
         return criu_run(launch);
+    if (body_await(launch) < 0) {
+        launch->failure.step = STEP_SPEC;
+        return -1;
+    }
     if (verb == VERB_PAGES)
         return pages_run(launch);
     if (verb == VERB_NETWORK)
@@ -255,8 +269,10 @@ int main(int count, char **words) {
                                    .link_job = -1,
                                    .cgroup = -1,
                                    .userns = -1,
+                                   .host = {-1, -1},
                                    .null = -1,
                                    .kdat = -1,
+                                   .pidfile = -1,
                                    .lock = -1,
                                    .listener = -1,
                                    .program = -1};
@@ -269,7 +285,7 @@ int main(int count, char **words) {
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* not inherited by the job */
     launch.verb = verb;
-    if (spec_read(&launch.spec, verb, &about) < 0) {
+    if (spec_head(&launch.spec, verb, &about) < 0) {
         fail(&launch, about);
         launch.failure.step = STEP_SPEC;
     } else if (verb_run(&launch, verb) == 0)

@@ -67,6 +67,11 @@ struct note {
     unsigned took[STEP_COUNT];
 };
 
+/* A mount namespace and the root directory in it; -1: not opened. */
+struct world {
+    int namespace, root;
+};
+
 struct launch {
     struct spec spec;
     struct failure failure;
@@ -76,11 +81,12 @@ struct launch {
     int link;     /* to the other side: a SOCK_SEQPACKET pair */
     int link_job; /* its other end, until the clone */
     int cgroup;
-    int kdat;
-    int device; /* /dev/userfaultfd */
-    int userns; /* the job's user namespace; -1: the host's */
-    int *binds; /* detached copies of the trees in `spec.binds` */
-    int null;   /* the null device inside, or the host's where the job broke its own */
+    int kdat, pidfile;
+    int device;        /* /dev/userfaultfd */
+    int userns;        /* the job's user namespace; -1: the host's */
+    struct world host; /* that the launcher came from */
+    int *binds;        /* detached copies of the trees in `spec.binds` */
+    int null;          /* the null device inside, or the host's where the job broke its own */
     int listener;
     scmp_filter_ctx filter;
     int lock;      /* the socket that owns the table; -1: none */
@@ -132,8 +138,15 @@ _Noreturn void job_main(struct launch *launch);
 int launcher_tell(struct launch *launch);
 int launcher_await(struct launch *launch);
 
-/* launch_criu.c: the process that becomes criu, which does not return; and its end. */
+/* launch_criu.c: the process that becomes criu, which does not return; what it sees; and its end. */
 _Noreturn void criu_main(struct launch *launch);
+int cache_open(struct launch *launch);
+int pidfile_open(struct launch *launch);
+int pidfile_leave(struct launch *launch);
+int view_mount(struct launch *launch);
+int userns_make(struct launch *launch);
+int layers_mount(struct launch *launch);
+int view_fill(struct launch *launch);
 int criu_await(struct launch *launch);
 int standard_close(void);
 

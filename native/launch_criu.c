@@ -1,7 +1,8 @@
 /*
  * `serac-launch criu`: what criu sees is this program's own mount namespace.  A tmpfs on /run holds its cache of the
- * kernel's features (criu trusts it nowhere else) and, for a restore, the job's root and the trees that it binds.  For
- * a restore criu is born in the job's cgroup, and so is all that it makes.
+ * kernel's features (criu trusts it nowhere else) and, for a restore, the job's root and the trees that it binds; they
+ * are put there while criu loads its libraries.  For a restore it is born in the job's cgroup, and so is all that it
+ * makes.
  */
 #include "launch.h"
 #include "launch_fs.h"
@@ -23,7 +24,8 @@
 #define VIEW "/run"
 
 /* A process that does nothing but have a user namespace, until its maps are written and it is held open. */
-static int userns_make(struct launch *launch) {
+int userns_make(struct launch *launch) {
+    pid_t criu = launch->pid;
     if (!launch->spec.count)
         return 0;
     launch->pid = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, NULL, NULL, NULL, NULL);
@@ -37,15 +39,15 @@ static int userns_make(struct launch *launch) {
         kill(launch->pid, SIGKILL);
         waitpid(launch->pid, NULL, 0);
     }
-    launch->pid = 0;
+    launch->pid = criu;
     return mapped;
 }
 
-static int layers_mount(struct launch *launch) {
+int layers_mount(struct launch *launch) {
     return launch->spec.lowers.count ? root_mount(launch) : 0;
 }
 
-static int cache_open(struct launch *launch) {
+int cache_open(struct launch *launch) {
     const char *path = launch->spec.kdat;
     launch->kdat = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     return path && launch->kdat < 0 && errno != ENOENT ? fail(launch, path) : 0;
@@ -55,15 +57,28 @@ static int cache_open(struct launch *launch) {
  * A criu in the middle of a dump must not die with the engine: it holds the job's processes.  Who comes later finds it
  * by its pid file, which is locked as long as criu lives, and takes the engine's part through the descriptor named there.
  */
-static int pidfile_write(struct launch *launch) {
+int pidfile_open(struct launch *launch) {
     const char *path = launch->spec.pidfile;
-    char words[32];
     if (!path)
         return 0;
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600); /* stays open in criu */
+    launch->pidfile = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600); /* stays open in criu */
+    return launch->pidfile < 0 ? fail(launch, path) : 0;
+}
+
+static int pidfile_write(struct launch *launch) {
+    char words[32];
+    int fd = launch->pidfile;
+    if (fd < 0)
+        return 0;
     int size = snprintf(words, sizeof words, "%d %d\n", getpid(), launch->spec.keep_fd);
-    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0 || write(fd, words, (size_t)size) != size)
-        return fail(launch, path);
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0 || write(fd, words, (size_t)size) != size)
+        return fail(launch, launch->spec.pidfile);
+    return 0;
+}
+
+/* Criu's alone, in the launcher. */
+int pidfile_leave(struct launch *launch) {
+    close_at_exit(&launch->pidfile);
     return 0;
 }
 
@@ -75,7 +90,7 @@ static int cache_fill(int from) {
     return sendfile(to, from, NULL, (size_t)status.st_size) == status.st_size ? 0 : -1;
 }
 
-static int view_mount(struct launch *launch) {
+int view_mount(struct launch *launch) {
     const struct pair options[] = {{"mode", "0711"}, {"size", "1m"}};
     autoclose int mount = fs_mount("tmpfs", options, 2, SEALED, NULL);
     if (mount < 0 || fs_attach(mount, VIEW) < 0)
@@ -104,7 +119,7 @@ static int shm_show(struct launch *launch) {
     return 0;
 }
 
-static int view_fill(struct launch *launch) {
+int view_fill(struct launch *launch) {
     const struct list *binds = &launch->spec.binds;
     if (launch->spec.lowers.count && tree_show(launch, STAGE_ROOT, VIEW "/root") < 0)
         return -1;
@@ -142,14 +157,12 @@ void criu_main(struct launch *launch) {
     /* clang-format off */
     static const struct action actions[] = {
         WAIT(CLONE, launcher_tell), /* it lives */
-        RUN(FILES, cache_open), RUN(FILES, pidfile_write), RUN(TREES, stage_mount), RUN(USERNS, userns_make), RUN(TREES, trees_attach),
-        RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_mount), RUN(MOUNTS, view_fill),
-        WAIT(CLONE, launcher_tell), /* its times */
-        WAIT(CLONE, launcher_await), /* cgroups are joined */
-        RUN(EXEC, program_execute),
+        RUN(FILES, pidfile_write), RUN(EXEC, program_execute),
     };
     /* clang-format on */
     launch->pid = 0;
+    for (int step = 0; step < STEP_COUNT; step++)
+        launch->took[step] = 0;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     actions_run(launch, actions, sizeof actions / sizeof *actions);
     launcher_tell(launch);

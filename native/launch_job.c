@@ -34,6 +34,11 @@ static int identity_take(struct launch *launch) {
     return 0;
 }
 
+static int body_take(struct launch *launch) {
+    const char *about = "";
+    return spec_body_again(&launch->spec, launch->verb, &about) < 0 ? fail(launch, about) : 0;
+}
+
 static int init_execute(struct launch *launch) {
     const struct list *args = &launch->spec.args;
     autofree char **words = calloc(args->count + 2, sizeof *words);
@@ -56,7 +61,7 @@ void job_main(struct launch *launch) {
         RUN(CLONE, identity_take), RUN(NETWORK, network_make),
         WAIT(CLONE, launcher_tell), /* the pid can be reported, the network be filled */
         WAIT(CLONE, launcher_await), /* the root is mounted */
-        RUN(MOUNTS, root_enter), RUN(MOUNTS, mounts_make), RUN(MOUNTS, host_leave),
+        RUN(SPEC, body_take), RUN(MOUNTS, root_enter), RUN(MOUNTS, mounts_make), RUN(MOUNTS, host_leave),
         WAIT(CLONE, launcher_await), /* the network is filled */
         RUN(NETWORK, address_set),
         RUN(FILES, files_write), RUN(FILES, init_copy), RUN(FILES, socket_listen),

@@ -17,10 +17,23 @@
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
 
+static int world_open(struct world *world) {
+    world->namespace = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    world->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return world->namespace < 0 || world->root < 0 ? -1 : 0;
+}
+
+static int world_enter(const struct world *world) {
+    if (setns(world->namespace, CLONE_NEWNS) < 0 || fchdir(world->root) < 0)
+        return -1;
+    return chroot(".");
+}
+
 int stage_mount(struct launch *launch) {
     const struct pair options[] = {{"mode", "0755"}, {"size", "1m"}, {"nr_inodes", "2k"}};
     const char *stage = launch->spec.stage;
-    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+    if (world_open(&launch->host) < 0 || unshare(CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         return fail(launch, "mount namespace");
     autoclose int mount = fs_mount("tmpfs", options, 3, 0, NULL);
     if (mount < 0 || fs_attach(mount, stage) < 0 || chdir(stage) < 0)
@@ -34,17 +47,41 @@ static int directory_attach(int mount, const char *name) {
     return fs_attach(mount, name);
 }
 
-static int tree_attach(struct launch *launch, const struct pair *tree) {
-    autoclose int mount = fs_copy(tree->value);
-    if (mount >= 0 && launch->userns >= 0 && fs_idmap(mount, launch->userns) < 0)
-        return fail(launch, tree->value);
-    return directory_attach(mount, tree->key) < 0 ? fail(launch, tree->value) : 0;
+static int tree_copy(struct launch *launch, const char *path) {
+    autoclose int mount = fs_copy(path);
+    if (mount < 0 || (launch->userns >= 0 && fs_idmap(mount, launch->userns) < 0))
+        return fail(launch, path);
+    return steal_fd(&mount);
 }
 
-int trees_attach(struct launch *launch) {
-    for (size_t i = 0; i < launch->spec.trees.count; i++)
-        if (tree_attach(launch, &launch->spec.trees.at[i]) < 0)
+/* As the host has them now: what was mounted there since the stage was made is not in our namespace. */
+static int trees_copy(struct launch *launch, int *copies) {
+    const struct list *trees = &launch->spec.trees;
+    for (size_t i = 0; i < trees->count; i++)
+        if ((copies[i] = tree_copy(launch, trees->at[i].value)) < 0)
             return -1;
+    return 0;
+}
+
+/* A failed launch ends, so that what is left open needs no care.  A thread of ours may share its directories with us. */
+int trees_attach(struct launch *launch) {
+    const struct list *trees = &launch->spec.trees;
+    autofree int *copies = calloc(trees->count + 1, sizeof *copies);
+    autoclose int stage = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    struct world own;
+    if (!copies || stage < 0 || world_open(&own) < 0 || unshare(CLONE_FS) < 0 || world_enter(&launch->host) < 0)
+        return fail(launch, "mount namespace");
+    if (trees_copy(launch, copies) < 0)
+        return -1;
+    if (world_enter(&own) < 0 || fchdir(stage) < 0)
+        return fail(launch, "mount namespace");
+    close_at_exit(&own.namespace);
+    close_at_exit(&own.root);
+    for (size_t i = 0; i < trees->count; i++) {
+        autoclose int mount = copies[i];
+        if (directory_attach(mount, trees->at[i].key) < 0)
+            return fail(launch, trees->at[i].value);
+    }
     return 0;
 }
 

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/un.h>
 
 #define SHM_DEFAULT (64ll << 20)
@@ -218,10 +219,10 @@ enum shape {
 #define AT(field) .offset = offsetof(struct spec, field), .stored = true
 static const struct key {
     const char *name;
-    int verbs, required; /* bits of enum verb */
+    int verbs, required; /* bits of enum verb; what may not come late is required of the head */
     enum shape shape;
     size_t max, offset;
-    bool stored;
+    bool stored, late; /* late: may come in the body */
     int (*take)(struct spec *spec, const struct pair *pair);
 } keys[] = {
     {"serac-launch", 63, 63, ONCE, 1, AT(version), .take = check_version},
@@ -229,25 +230,25 @@ static const struct key {
     {"cgroup1", 9, 0, LIST, 32, AT(cgroup1), .take = check_absolute},
     {"range", 9, 0, ONCE, 1, .take = parse_range},
     {"stage", 9, 9, ONCE, 1, AT(stage), .take = check_absolute},
-    {"tree", 9, 1, LIST_PAIRS, LAYERS_MAX + 100, AT(trees), .take = check_tree},
-    {"lower", 9, 1, LIST, LAYERS_MAX, AT(lowers), .take = check_relative},
-    {"upper", 9, 0, ONCE, 1, AT(upper), .take = check_relative},
-    {"work", 9, 0, ONCE, 1, AT(work), .take = check_relative},
-    {"overlay", 9, 0, LIST_OPTIONS, 32, AT(overlay)},
-    {"bind", 9, 0, LIST_PAIRS, 64, AT(binds), .take = check_bind},
+    {"tree", 9, 1, LIST_PAIRS, LAYERS_MAX + 100, AT(trees), .take = check_tree, .late = true},
+    {"lower", 9, 1, LIST, LAYERS_MAX, AT(lowers), .take = check_relative, .late = true},
+    {"upper", 9, 0, ONCE, 1, AT(upper), .take = check_relative, .late = true},
+    {"work", 9, 0, ONCE, 1, AT(work), .take = check_relative, .late = true},
+    {"overlay", 9, 0, LIST_OPTIONS, 32, AT(overlay), .late = true},
+    {"bind", 9, 0, LIST_PAIRS, 64, AT(binds), .take = check_bind, .late = true},
     {"net", 17, 17, ONCE, 1, .take = parse_net},
     {"hold", 49, 32, DESCRIPTOR, 1, AT(hold_fd)},
-    {"address", 17, 0, ONCE, 1, .take = parse_address},
-    {"gateway", 17, 0, ONCE, 1, .take = parse_gateway},
+    {"address", 17, 0, ONCE, 1, .take = parse_address, .late = true},
+    {"gateway", 17, 0, ONCE, 1, .take = parse_gateway, .late = true},
     {"uts", 16, 0, ONCE, 1, .take = parse_uts},
-    {"hostname", 17, 0, ONCE, 1, AT(hostname), .take = check_hostname},
-    {"rlimit", 1, 0, LIST, 16, AT(rlimits), .take = check_rlimit},
-    {"shm", 9, 0, ONCE, 1, .take = parse_shm},
+    {"hostname", 17, 0, ONCE, 1, AT(hostname), .take = check_hostname, .late = true},
+    {"rlimit", 1, 0, LIST, 16, AT(rlimits), .take = check_rlimit, .late = true},
+    {"shm", 9, 0, ONCE, 1, .take = parse_shm, .late = true},
     {"allow", 1, 0, REPEATED, 64, .take = parse_allow},
-    {"write", 1, 0, LIST_PAIRS, 64, AT(writes), .take = check_absolute},
+    {"write", 1, 0, LIST_PAIRS, 64, AT(writes), .take = check_absolute, .late = true},
     {"init", 1, 1, ONCE, 1, .take = parse_init},
     {"arg", 9, 0, LIST, 4096, AT(args)},
-    {"listen", 1, 0, ONCE, 1, AT(listen), .take = check_listen},
+    {"listen", 1, 0, ONCE, 1, AT(listen), .take = check_listen, .late = true},
     {"stdin", 1, 0, DESCRIPTOR, 1, AT(std_fd[0])},
     {"stdout", 1, 0, DESCRIPTOR, 1, AT(std_fd[1])},
     {"stderr", 1, 0, DESCRIPTOR, 1, AT(std_fd[2])},
@@ -270,6 +271,7 @@ static const struct key {
     {"detach", 4, 0, ONCE, 1, .take = parse_detach},
 };
 #define KEYS (sizeof keys / sizeof *keys)
+static size_t seen[KEYS];
 
 static const struct key *key_find(const char *name, enum verb verb) {
     for (size_t i = 0; i < KEYS; i++)
@@ -320,10 +322,14 @@ static int together(const char **about, bool fine, const char *key) {
     return invalid();
 }
 
-static int whole_check(const struct spec *spec, enum verb verb, const size_t seen[], const char **about) {
+static int required_check(enum verb verb, bool late, const char **about) {
     for (size_t i = 0; i < KEYS; i++)
-        if (together(about, seen[i] || !(keys[i].required & (int)verb), keys[i].name) < 0)
+        if (keys[i].late == late && together(about, seen[i] || !(keys[i].required & (int)verb), keys[i].name) < 0)
             return -1;
+    return 0;
+}
+
+static int whole_check(const struct spec *spec, enum verb verb, const char **about) {
     bool network = verb == VERB_NETWORK, kept = spec->lock || spec->close || spec->guests.count;
     bool own = network ? spec->net == NET_GIVEN : spec->net == NET_PRIVATE;
     if (together(about, !spec->upper == !spec->work, "work") < 0 ||
@@ -337,36 +343,51 @@ static int whole_check(const struct spec *spec, enum verb verb, const size_t see
     return 0;
 }
 
-static int records_take(struct spec *spec, enum verb verb, struct reader *reader, const char **about) {
-    size_t seen[KEYS] = {0};
+/* The spec as it came, for both sides of a launch; each takes it apart in a copy of its own. */
+struct given {
+    size_t head, size;
+    char bytes[LAUNCH_SPEC_MAX + 1];
+};
+static struct given *given;
+static char copy[LAUNCH_SPEC_MAX + 1];
+
+static int records_take(struct spec *spec, enum verb verb, size_t from, size_t to, const char **about) {
     char *name, *value;
     int more;
-    for (bool head = true; (more = record_next(reader, &name, &value)) > 0; head = false) {
+    memcpy(copy + from, given->bytes + from, to - from);
+    struct reader reader = {copy + from, copy + to};
+    for (bool first = from == 0; (more = record_next(&reader, &name, &value)) > 0; first = false) {
         const struct key *key = key_find(name, verb);
         *about = name;
-        if (!key || head != (key == keys) || seen[key - keys]++ == key->max)
+        if (!key || first != (key == keys) || (from && !key->late) || seen[key - keys]++ == key->max)
             return invalid();
         if (value_take(spec, key, value) < 0)
             return -1;
     }
     *about = "record";
-    return more < 0 ? -1 : whole_check(spec, verb, seen, about);
+    return more;
 }
 
-/* Standard input to its end. */
-static int input_read(char *buffer, size_t room, size_t *size) {
-    ssize_t got;
-    *size = 0;
-    while ((got = read(STDIN_FILENO, buffer + *size, room - *size)) > 0)
-        *size += (size_t)got;
-    if (got == 0 && *size == room)
+/* Where the empty record begins that ends a head; `size` when it hasn't come yet. */
+static size_t head_find(size_t from) {
+    for (size_t at = from; at < given->size; at++)
+        if (!given->bytes[at] && (at == 0 || !given->bytes[at - 1]))
+            return at;
+    return given->size;
+}
+
+/* 1 when more may come, 0 at the end, -1. */
+static int input_read(void) {
+    ssize_t got = read(STDIN_FILENO, given->bytes + given->size, sizeof given->bytes - given->size);
+    if (got > 0)
+        given->size += (size_t)got;
+    if (got == 0 && given->size == sizeof given->bytes)
         return invalid();
-    return got < 0 ? -1 : 0;
+    return got < 0 ? -1 : got > 0;
 }
 
-int spec_read(struct spec *spec, enum verb verb, const char **about) {
-    static char buffer[LAUNCH_SPEC_MAX + 1];
-    size_t size;
+int spec_head(struct spec *spec, enum verb verb, const char **about) {
+    int more;
     *spec = (struct spec){.images_fd = -1,
                           .tasks_fd = -1,
                           .door_fd = -1,
@@ -380,8 +401,30 @@ int spec_read(struct spec *spec, enum verb verb, const char **about) {
                           .std_fd = {-1, -1, -1},
                           .shm = SHM_DEFAULT};
     *about = "size";
-    if (input_read(buffer, sizeof buffer, &size) < 0)
+    given = mmap(NULL, sizeof *given, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (given == MAP_FAILED)
         return -1;
-    struct reader reader = {buffer, buffer + size};
-    return records_take(spec, verb, &reader, about);
+    do {
+        size_t before = given->size;
+        more = input_read();
+        given->head = head_find(before);
+    } while (more > 0 && given->head == given->size);
+    if (more < 0 || records_take(spec, verb, 0, given->head, about) < 0)
+        return -1;
+    return required_check(verb, false, about);
+}
+
+int spec_body_again(struct spec *spec, enum verb verb, const char **about) {
+    size_t body = given->head < given->size ? given->head + 1 : given->size;
+    return records_take(spec, verb, body, given->size, about);
+}
+
+int spec_body(struct spec *spec, enum verb verb, const char **about) {
+    int more = 1;
+    *about = "size";
+    while (more > 0)
+        more = input_read();
+    if (more < 0 || spec_body_again(spec, verb, about) < 0 || required_check(verb, true, about) < 0)
+        return -1;
+    return whole_check(spec, verb, about);
 }

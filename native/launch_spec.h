@@ -1,4 +1,4 @@
-/* The launch spec (protocol.h), parsed.  All text points into one buffer that lives as long as the program. */
+/* The launch spec (protocol.h), parsed.  All text points into one buffer that lives as long as the process. */
 #pragma once
 #include <netinet/in.h>
 #include <stdbool.h>
@@ -51,7 +51,14 @@ struct spec {
 enum verb { VERB_RUN = 1, VERB_MOUNT = 2, VERB_UNMOUNT = 4, VERB_CRIU = 8, VERB_NETWORK = 16, VERB_PAGES = 32 };
 
 /*
- * Read a spec from descriptor 0 to its end and check all of it for `verb`.  0, or -1 with errno and *about the key at
- * fault (EINVAL: unknown, malformed, repeated, missing, over a limit; EBADF: a descriptor that isn't open).
+ * Read the head of a spec from descriptor 0, up to the empty record that ends it, or all of it where there is none; check
+ * what it says, not yet what it lacks but for the keys that a launch begins with.  0, or -1 with errno and *about the key
+ * at fault (EINVAL: unknown, malformed, repeated, missing, too late, over a limit; EBADF: a descriptor that isn't open).
  */
-int spec_read(struct spec *spec, enum verb verb, const char **about);
+int spec_head(struct spec *spec, enum verb verb, const char **about);
+
+/* Wait for the body, to the end of descriptor 0, and take it too: the spec is whole then.  As above. */
+int spec_body(struct spec *spec, enum verb verb, const char **about);
+
+/* In a process that was forked after the head, when the one that forked it has the body: take that as well. */
+int spec_body_again(struct spec *spec, enum verb verb, const char **about);

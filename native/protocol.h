@@ -39,7 +39,7 @@
  *
  * LAUNCH REPORT (standard output of serac-launch, records, written as they become known)
  *   pid=N                    the job's PID 1, as the caller sees it
- *   took=STEP:MICROSECONDS   steps: cgroup userns trees overlay clone network mounts files sandbox exec (some run side by
+ *   took=STEP:MICROSECONDS   steps: spec cgroup userns trees overlay clone network mounts files sandbox exec (some run side by
  *                            side: their sum is more than the time that passed); reported together, before `ready`
  *   ready=1                  init has been executed (its exec succeeded): last record on success, exit status 0
  *   step=STEP errno=N path=P  why not: last records on failure, exit status 1; nothing of the launch is left.  STEP is one

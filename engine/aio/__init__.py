@@ -24,7 +24,7 @@ from engine.engine import Engine
 from engine.errors import Busy, Timeout, WrongState
 from engine.journal import POLL
 from engine.lifecycle import processes
-from engine.model import LIVE, PASSING, Check, Event, Finding, Job, JobState, SessionSpec
+from engine.model import LIVE, PASSING, Check, Event, Finding, Job, JobState, Pool, SessionSpec
 from engine.session import Connection, SessionEvent
 from engine.watching import LOOK, arrived, states
 
@@ -105,9 +105,14 @@ class AsyncEngine:
     cancelled `close` goes on by itself, and can be called again. Threads and descriptors are gone then."""
 
     def __init__(
-        self, root: str | os.PathLike[str] | None = None, *, timeout: float = 60.0, workers: int = WORKERS
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        timeout: float = 60.0,
+        pool: Pool | None = None,
+        workers: int = WORKERS,
     ) -> None:
-        self._make = functools.partial(Engine, root, timeout=timeout)
+        self._make = functools.partial(Engine, root, timeout=timeout, pool=pool)
         self._count = workers
         self._engine: Engine | None = None
         self._workers: Workers | None = None
@@ -176,6 +181,7 @@ class AsyncEngine:
     base_build = _verb(Engine.base_build)
     bases = _verb(Engine.bases)
     base = _verb(Engine.base)
+    prefetch = _verb(Engine.prefetch)
     base_profile = _verb(Engine.base_profile)
     base_warm = _verb(Engine.base_warm)
     base_remove = _verb(Engine.base_remove)

@@ -113,6 +113,12 @@ def warm(root: Root, ref: str, *, whole: bool) -> Warmth:
     return base.warm(root.bases / found.digest, None if whole else profile(root, found.digest))
 
 
+def warm_profiled(root: Root, digest: str) -> Warmth | None:
+    """What jobs read of a base, where that is known."""
+    known = profile(root, digest)
+    return None if known is None else base.warm(root.bases / digest, known)
+
+
 def profile(root: Root, digest: str) -> Profile | None:
     """What jobs read of a base, where that was recorded. One that can't be read is none."""
     try:

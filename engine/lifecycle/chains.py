@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from engine import cgroup, launch
+from engine import launch
 from engine.errors import BadPath, SeracError
 from engine.lifecycle import mounting, processes, run
 from engine.lifecycle.root import Root
@@ -43,11 +43,10 @@ def packed(root: Root, base: str, chain: tuple[str, ...], path: str) -> Iterator
 
 
 def _launch(root: Root, job: Job, path: str, stdout: int, stderr: int) -> None:
-    group = root.group_of(job)
-    cgroup.create(root.host, group, job.spec.limits)
-    chain = root.catalog.chain(job.layers)
-    mounting.mount_chain(root, job.base, chain)
-    spec = processes.launch_spec(root, job, processes.view(root, job, group, chain))
+    birth = processes.job_birth(job, processes.place(root, job))
     arguments = ("pack", "--one-file-system", path)
-    spec = msgspec.structs.replace(spec, args=arguments, writes=(), listen=None, stdout=stdout, stderr=stderr)
-    launch.launch(spec, timeout=root.timeout)
+    with launch.JobSlot(msgspec.structs.replace(birth, args=arguments, stdout=stdout, stderr=stderr)) as slot:
+        chain = root.catalog.chain(job.layers)
+        mounting.mount_chain(root, job.base, chain)
+        view = processes.job_view(root, job, processes.view(root, job, chain))
+        slot.launch(msgspec.structs.replace(view, writes=(), listen=None), timeout=root.timeout)

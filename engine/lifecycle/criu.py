@@ -21,13 +21,23 @@ import msgspec
 from engine import checkpoint, launch, store, tools
 from engine.errors import Busy, Timeout
 from engine.kernel import process, procfs
-from engine.launch import CriuSpec, ViewSpec
+from engine.launch import Birth, CriuBirth, CriuSlot, View
 from engine.lifecycle.root import Root
 from engine.model import Job
 
 _PIDFILE = "criu.pid"
 _GLANCE = 0.005
 """seconds between two looks whether criu has ended"""
+
+
+class Begun:
+    """A criu that starts while its caller plans."""
+
+    def __init__(self, slot: CriuSlot, socket: socket.socket) -> None:
+        self.slot = slot
+        self.socket = socket
+        self.last: tuple[launch.Criu, float] | None = None
+        """when it has said how it went: it, and how long it may take to its end, in seconds"""
 
 
 class Talk(NamedTuple):
@@ -37,49 +47,49 @@ class Talk(NamedTuple):
     conversation: checkpoint.Conversation
     images: int
     work: int
-    """descriptors that it has: of the image's directory, and of the one for its log"""
+    """descriptors, ours: of the image's directory, and of the one for its log"""
 
 
 @contextlib.contextmanager
-def started(
-    root: Root,
-    job: Job,
-    view: ViewSpec,
-    images: Path,
-    *,
-    work: Path,
-    outlives: bool,
-    patience: float,
-    lazily: bool = False,
-) -> Iterator[Talk]:
-    """Start criu with ``view``; when the block ends so has criu, which undoes what it was in the middle of.
+def begun(root: Root, job: Job, birth: Birth, *, outlives: bool, lazily: bool = False) -> Iterator[Begun]:
+    """A criu for one dump or restore; when the block ends so has criu, which undoes what it was in the middle of.
 
-    ``work``: where it leaves its log. ``outlives``: it doesn't die with this engine, see `settle`. ``patience`` in
-    seconds: how long it may be silent. ``lazily``: its processes may make userfaultfds."""
+    ``outlives``: it doesn't die with this engine, see `settle`. ``lazily``: its processes may make userfaultfds."""
     with contextlib.ExitStack() as stack:
-        directories = [_opened(path, stack) for path in (images, work)]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.callback(ours.close)
         if outlives:
             stack.callback(_gone, root, job)
         with theirs:
-            descriptors = [theirs.fileno(), *directories]
-            spec = CriuSpec(
-                **msgspec.structs.asdict(view),
+            spec = CriuBirth(
+                **msgspec.structs.asdict(birth),
                 program=os.fspath(tools.find("criu").path),
                 args=("swrk", str(theirs.fileno())),
                 kdat=os.fspath(_cache(root)),
                 preload=os.fspath(launch.program("serac-userfaultfd.so")) if lazily else None,
                 pidfile=(ours.fileno(), os.fspath(_pidfile(root, job))) if outlives else None,
             )
-            if outlives:
-                descriptors.append(ours.fileno())
-            criu = stack.enter_context(launch.criu(spec, descriptors=descriptors, timeout=root.timeout))
+            kept = [ours.fileno()] if outlives else []
+            slot = stack.enter_context(CriuSlot(spec, descriptors=[theirs.fileno(), *kept]))
+        begun = Begun(slot, ours)
+        yield begun
+        if begun.last is not None:
+            criu, patience = begun.last
+            with contextlib.suppress(Timeout):  # one that doesn't end then is killed
+                criu.wait(patience)
+
+
+@contextlib.contextmanager
+def started(root: Root, begun: Begun, view: View, images: Path, *, work: Path, patience: float) -> Iterator[Talk]:
+    """Show criu its ``view``, and speak with it. ``work``: where it leaves its log. ``patience`` in seconds: how long it
+    may be silent."""
+    with contextlib.ExitStack() as stack:
+        directories = [_opened(path, stack) for path in (images, work)]
+        criu = begun.slot.launch(view, timeout=root.timeout)
         pidfd = stack.enter_context(criu.opened())
-        conversation = stack.enter_context(checkpoint.Conversation(ours, patience=patience, pidfd=pidfd))
+        conversation = stack.enter_context(checkpoint.Conversation(begun.socket, patience=patience, pidfd=pidfd))
         yield Talk(criu, conversation, *directories)
-        with contextlib.suppress(Timeout):  # it has said how it went; one that doesn't end then is killed
-            criu.wait(patience)
+        begun.last = criu, patience
 
 
 def _opened(directory: Path, stack: contextlib.ExitStack) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from engine import cgroup, checkpoint, launch, layers, tools
 from engine.errors import CannotCheckpoint, HostLacks, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing, from_os
 from engine.kernel import process
-from engine.launch import NetworkSpec, ViewSpec
+from engine.launch import Birth, NetworkSpec, View
 from engine.lifecycle import abandoned, criu, processes
 from engine.lifecycle.root import Root
 from engine.model import Job, JobState, ProcessImage
@@ -31,7 +31,17 @@ SPEED = 50 << 20
 
 
 @contextlib.contextmanager
-def dumped(root: Root, job: Job) -> Iterator[ProcessImage]:
+def begun(root: Root, job: Job) -> Iterator[criu.Begun]:
+    """A criu for `dumped`, started while the caller freezes the job. Ended with the block. Raises CannotCheckpoint."""
+    with contextlib.ExitStack() as stack:
+        with step("pause.begin", job=job.id), _translated(root.run_job(job.id) / "dump.log"):
+            birth = Birth(stage=os.fspath(root.stage(job.id)))
+            begun = stack.enter_context(criu.begun(root, job, birth, outlives=True))
+        yield begun
+
+
+@contextlib.contextmanager
+def dumped(root: Root, job: Job, begun: criu.Begun) -> Iterator[ProcessImage]:
     """Run the block with the processes of a frozen job written to disk; they are gone afterwards.
 
     Raises CannotCheckpoint and NoSpace, with nothing of the image left, and what the block raises."""
@@ -44,14 +54,11 @@ def dumped(root: Root, job: Job) -> Iterator[ProcessImage]:
             failure = stack.enter_context(contextlib.ExitStack())
             failure.callback(forget, root, job)
             images = layers.make_image(layer, reader=processes.first_id(root, job))
-            view = ViewSpec(stage=os.fspath(root.stage(job.id)))
             patience = root.timeout + seen.memory / SPEED
             with _translated(work / "dump.log"):
                 if seen.connections:
                     stack.enter_context(_locked(init.pid, timeout=root.timeout))
-                talk = stack.enter_context(
-                    criu.started(root, job, view, images, work=work, outlives=True, patience=patience)
-                )
+                talk = stack.enter_context(criu.started(root, begun, View(), images, work=work, patience=patience))
                 _write(root, job, talk, init.pid, patience)
             cgroup.freeze(root.group_of(job), timeout=root.timeout)  # for criu has thawed them, and may yet be killed
             image = _describe(root, job, init, images, seen)

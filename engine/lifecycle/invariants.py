@@ -106,6 +106,8 @@ def _job(root: Root, job: Job) -> Iterator[Violation]:
     if job.state in LIVE:
         yield from _living(root, job)
         return
+    if store.held(root.run_job(job.id)):  # an engine has a slot ready for it
+        return
     group = cgroup.everywhere(root.host, root.config.name, job.id)
     what = {
         "has processes": cgroup.populated(group),
@@ -219,22 +221,27 @@ def _lasting(snapshot: Snapshot) -> Snapshot:
 
 def _strange(root: Root, known: Rows) -> Iterator[Violation]:
     """What is there and no row speaks of."""
+    slots = {name for name in _named(root.run_jobs) if store.held(root.run_job(name))}  # of engines that live
     places: list[tuple[Path, Container[str], str]] = [
         (root.layers, known.layers, "layer"),
         (root.images, images.referenced(root), "image"),
         (root.bases, known.bases, "base"),
         (root.jobs, known.jobs, "job"),
-        (root.run_jobs, known.jobs, "run directory of job"),
+        (root.run_jobs, slots | known.jobs.keys(), "run directory of job"),
         (root.mounts, {*known.bases, *mounting.wanted(root, known.jobs.values())}, "mount"),
         (root.tmp, (), "scratch directory"),
     ]
     for place, expected, kind in places:
-        for name in sorted(os.listdir(place)) if place.is_dir() else ():
+        for name in _named(place):
             if name not in expected:
                 yield Violation(subject=f"{kind} {name}", what="no row speaks of it", mends=True)
     for tag in (root.config.name, f"{root.config.name}.pages"):
-        for name in sorted(cgroup.leftover(root.host, tag) - known.jobs.keys()):
+        for name in sorted(cgroup.leftover(root.host, tag) - known.jobs.keys() - slots):
             yield Violation(subject=f"control group of job {name}", what="no row speaks of it", mends=True)
+
+
+def _named(place: Path) -> list[str]:
+    return sorted(os.listdir(place)) if place.is_dir() else []
 
 
 def recorded(root: Root) -> None:

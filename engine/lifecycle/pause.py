@@ -137,12 +137,13 @@ def _with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
 
 
 def _once_with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
-    with step("pause.freeze", job=job.id):
-        _still(root, job)
-    with step("pause.look", job=job.id):
-        snapshot = _snapshot(root, job, asked=asked, reason=None)
-    with dump.dumped(root, job) as image:
-        return _keep(root, job, msgspec.structs.replace(snapshot, mode="process", image=image))
+    with dump.begun(root, job) as begun:
+        with step("pause.freeze", job=job.id):
+            _still(root, job)
+        with step("pause.look", job=job.id):
+            snapshot = _snapshot(root, job, asked=asked, reason=None)
+        with dump.dumped(root, job, begun) as image:
+            return _keep(root, job, msgspec.structs.replace(snapshot, mode="process", image=image))
 
 
 def _still(root: Root, job: Job) -> None:

@@ -25,7 +25,7 @@ from engine.errors import (
     WrongState,
 )
 from engine.kernel import process
-from engine.launch import IO_INSIDE, LaunchSpec, ViewSpec
+from engine.launch import IO_INSIDE, Birth, JobBirth, JobSlot, JobView, View
 from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
 from engine.model import Address, Job, Layer, SessionSpec
@@ -48,23 +48,37 @@ class Init(msgspec.Struct, frozen=True):
     """its path in the job, which stays what it was when serac is upgraded"""
 
 
-def bring_up(root: Root, job: Job, *, verb: str) -> None:
+def place(root: Root, job: Job) -> Birth:
+    """Make the control groups that a job's processes are born in."""
+    group = root.group_of(job)
+    cgroup.create(root.host, group, job.spec.limits)
+    return Birth(
+        stage=os.fspath(root.stage(job.id)), cgroup=group.path, cgroup1=group.legacy, range=id_range(root, job)
+    )
+
+
+def begin(root: Root, job: Job, *, verb: str) -> JobSlot:
+    """A slot for a job's init. While it makes what needs no layers the caller plans; who takes the job down on an error
+    and leaves the slot's context."""
+    with step(f"{verb}.begin", job=job.id):
+        return JobSlot(job_birth(job, place(root, job)), hold=job.spec.net == "bridge")
+
+
+def bring_up(root: Root, job: Job, slot: JobSlot, *, verb: str) -> None:
     """Launch a job's init on its chain and upper; nothing of the job's own runs yet. The caller takes it down again on
     an error."""
     with step(f"{verb}.mount", job=job.id):
-        view = prepare(root, job)
+        view = job_view(root, job, prepare(root, job))
     with step(f"{verb}.launch", job=job.id):
-        remember(root, job.id, _launch(root, job, view), program=launch.init_inside())
+        remember(root, job.id, _launch(root, job, slot, view), program=launch.init_inside())
 
 
-def prepare(root: Root, job: Job) -> ViewSpec:
-    """Make what a job's processes need to be born: the base mounted, a work directory, control groups."""
+def prepare(root: Root, job: Job) -> View:
+    """Make what a job's processes have for a root: its chain mounted, a work directory."""
     chain = root.catalog.chain(job.layers)
     mounting.mount_chain(root, job.base, chain)
     layers.renew_work(root.layer(upper(job)))
-    group = root.group_of(job)
-    cgroup.create(root.host, group, job.spec.limits)
-    return view(root, job, group, chain)
+    return view(root, job, chain)
 
 
 def start(root: Root, job: Job, sessions: Sequence[SessionSpec], *, verb: str) -> dict[int, str]:
@@ -87,41 +101,39 @@ def start(root: Root, job: Job, sessions: Sequence[SessionSpec], *, verb: str) -
     return missing
 
 
-def _launch(root: Root, job: Job, view: ViewSpec) -> int:
-    spec = launch_spec(root, job, view)
+def _launch(root: Root, job: Job, slot: JobSlot, view: JobView) -> int:
     address = job.address
     if address is None:
-        return launch.launch(spec, timeout=root.timeout)
-    return launch.launch(spec, timeout=root.timeout, network=lambda pid: network.connect(root.config, address, pid=pid))
+        return slot.launch(view, timeout=root.timeout)
+    return slot.launch(view, timeout=root.timeout, network=lambda pid: network.connect(root.config, address, pid=pid))
 
 
-def view(root: Root, job: Job, group: cgroup.Group, chain: Sequence[Layer]) -> ViewSpec:
-    """What the processes of a job have for a root, and where they are born; nothing of it comes from an archive or
-    from inside the job."""
+def view(root: Root, job: Job, chain: Sequence[Layer]) -> View:
+    """What the processes of a job have for a root; nothing of it comes from an archive or from inside the job."""
     overlay = layers.overlay(root.layers, root.mounts, job.base, chain, job.upper)
-    return ViewSpec(
-        stage=os.fspath(root.stage(job.id)),
-        cgroup=group.path,
-        cgroup1=group.legacy,
+    return View(
         trees=(*overlay.trees, ("io", os.fspath(root.io(job.id)))),
         lowers=overlay.lowers,
         upper=overlay.upper,
         work=overlay.work,
         overlay=overlay.options,
-        range=id_range(root, job),
     )
 
 
-def launch_spec(root: Root, job: Job, view: ViewSpec) -> LaunchSpec:
-    """What serac-launch is told of a new job."""
-    return LaunchSpec(
+def job_birth(job: Job, birth: Birth) -> JobBirth:
+    """What serac-launch is told of a job's first process before it knows its layers."""
+    net = "host" if job.spec.net == "host" else "private"
+    return JobBirth(**msgspec.structs.asdict(birth), net=net, allow=job.spec.allow)
+
+
+def job_view(root: Root, job: Job, view: View) -> JobView:
+    """And what it is told when it does."""
+    return JobView(
         **msgspec.structs.asdict(msgspec.structs.replace(view, binds=(("io", IO_INSIDE),))),
-        net="host" if job.spec.net == "host" else "private",
         address=f"{job.address.job}/{job.address.prefix}" if job.address else None,
         gateway=job.address.gateway if job.address else None,
         hostname=job.name,
         rlimits=_rlimits(),
-        allow=job.spec.allow,
         writes=identity(root, job),
         listen=f"{IO_INSIDE}/init.sock",
     )
@@ -147,6 +159,7 @@ def identity(root: Root, job: Job) -> tuple[tuple[str, str], ...]:
 
 def take_down(root: Root, job: Job) -> None:
     """Kill what lives of a job and give everything of the host back; the job's bytes on disk stay."""
+    root.shelf.drop(job.id)
     group = root.group_of(job)
     cgroup.kill(group, timeout=root.timeout)
     cgroup.remove(group)

@@ -109,7 +109,7 @@ def mend(root: Root, job: Job) -> Job | None:
     if job.loading and job.state in LIVE and processes.alive(root, job) and lazy.ended(root, job):
         with contextlib.suppress(WrongState):
             return lazy.awaited(root, job)
-    if job.state not in LIVE and root.run_job(job.id).exists():
+    if job.state not in LIVE and root.run_job(job.id).exists() and not root.shelf.holds(job.id):
         _release(root, job)
     return job
 
@@ -152,6 +152,7 @@ def sweep(root: Root) -> bool:
     jobs = {job.id: job for job in root.catalog.jobs()}
     known = {layer.id: layer for layer in root.catalog.layers()}
     bases = {base.digest for base in root.catalog.bases()}
+    slots = {job_id for job_id in _names(root.run_jobs) if store.held(root.run_job(job_id))}  # of engines that live
     mounts = bases | mounting.wanted(root, jobs.values())
     images_alone = [layer.id for layer in known.values() if not layer.directory]
     # The record of a snapshot that is gone says nothing, but for a resume that may have to be taken back.
@@ -160,9 +161,13 @@ def sweep(root: Root) -> bool:
     topless = [layer for layer in known if layer not in tops and layer not in may_return]
     imageless = [layer for layer in known if layer not in tops or tops[layer].image is None]
     work: list[Callable[[], object]] = [
-        *_strange_groups(root, jobs),
-        *(partial(_release, root, job) for job in jobs.values() if job.state not in LIVE | PASSING),
-        *_strange_directories((root.jobs, root.run_jobs), known=jobs),
+        *_strange_groups(root, slots | jobs.keys()),
+        *(
+            partial(_release, root, job)
+            for job in jobs.values()
+            if job.state not in LIVE | PASSING and not store.held(root.run_job(job.id))
+        ),
+        *_strange_directories((root.jobs, root.run_jobs), known=slots | jobs.keys()),
         *_strange_directories((root.layers,), known=known),
         *(partial(layers.unseal, root.layer(layer)) for layer in topless),
         *(partial(layers.drop_image, root.layer(layer)) for layer in imageless),

@@ -16,7 +16,7 @@ import msgspec
 from engine import cgroup, checkpoint, launch, layers, network, store, tools
 from engine.errors import CannotRestore, Damaged, NoSpace, Timeout, from_os
 from engine.kernel import process
-from engine.launch import NetworkSpec, ViewSpec
+from engine.launch import NetworkSpec, View
 from engine.lifecycle import criu, lazy, mounting, processes
 from engine.lifecycle.root import Root
 from engine.model import Job, ProcessImage, Snapshot
@@ -30,7 +30,20 @@ SPEED = 50 << 20
 
 
 @contextlib.contextmanager
-def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily: bool, verb: str) -> Iterator[None]:
+def begun(root: Root, job: Job, *, lazily: bool, verb: str) -> Iterator[criu.Begun]:
+    """A criu for `restored`, started while the caller plans; who takes the job down on an error. Ended with the
+    block."""
+    with contextlib.ExitStack() as stack:
+        with step(f"{verb}.begin", job=job.id):
+            birth = processes.place(root, job)
+            begun = stack.enter_context(criu.begun(root, job, birth, outlives=False, lazily=lazily))
+        yield begun
+
+
+@contextlib.contextmanager
+def restored(
+    root: Root, job: Job, snapshot: Snapshot, begun: criu.Begun, *, keep_tcp: bool, lazily: bool, verb: str
+) -> Iterator[None]:
     """Run the block with the snapshot's processes back but standing still; they run when it has come to its end.
 
     ``keep_tcp``: connections to the outside aren't closed. ``lazily``: memory comes in while they run. Raises
@@ -46,9 +59,7 @@ def restored(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily
             work = root.run_job(job.id)
         with step(f"{verb}.restore", job=job.id), _translated(work / "restore.log"):
             patience = root.timeout + image.memory / SPEED
-            talk = stack.enter_context(
-                criu.started(root, job, view, images, work=work, outlives=False, patience=patience, lazily=lazily)
-            )
+            talk = stack.enter_context(criu.started(root, begun, view, images, work=work, patience=patience))
             pages = stack.enter_context(lazy.served(root, job, talk.images)) if lazily else None
             _fill_shm(talk, image, images)
             options = checkpoint.restore_options(images=talk.images, work=talk.work, lazily=lazily)
@@ -115,7 +126,7 @@ def page_bytes(images: Path) -> int:
         raise CannotRestore(f"the processes are gone: {error.filename}", reason="no-image") from error
 
 
-def _view(view: ViewSpec) -> ViewSpec:
+def _view(view: View) -> View:
     """What criu sees: the job's root, its io directory, and a new /dev/shm."""
     return msgspec.structs.replace(view, binds=(("io", "/run/io"),), shm=SHM)
 

@@ -1,15 +1,16 @@
 """resume: a paused job goes on.
 
-1 choose the strategy (`engine.layers.choose_strategy`); stack: make an empty upper on top, reuse: the sealed layer
-becomes the upper again; row: ``resuming`` with that upper; 2 mount, and launch init, or restore all processes (mode
-``process``, `engine.lifecycle.restore`): nothing of the job's own runs yet; 3 COMMIT: ``running``, with the sessions of
+0 control groups; serac-launch or criu is started, and makes ready what needs no layers beside the rest; 1 choose the
+strategy (`engine.layers.choose_strategy`); stack: make an empty upper on top, reuse: the sealed layer becomes the upper
+again; row: ``resuming`` with that upper; 2 mount, and launch init, or restore all processes (mode ``process``,
+`engine.lifecycle.restore`): nothing of the job's own runs yet; 3 COMMIT: ``running``, with the sessions of
 the context ``pending`` where there are none yet; with reuse the snapshot is gone from here on, for its layer is about
 to be written; 4 start the sessions, or let the processes go; 5 row: none pending; manifest and process image go, whose
 bytes are freed while the caller goes on.
 
 | killed | leaves | put right by |
 | --- | --- | --- |
-| within 1 | a layer that the catalog doesn't know, a marker in tmp/ | the sweep |
+| within 0 and 1 | a layer that the catalog doesn't know, control groups, a marker in tmp/ | the sweep |
 | between 1 and 3 | ``resuming`` | recover: all processes killed, ``paused`` again, the snapshot untouched |
 | between 3 and 5 | ``running`` with pending sessions | whoever takes the job next starts those that don't run yet |
 | there, with processes | ``running``: they run, for criu dies with its engine and lets go | the sweep: image |
@@ -24,16 +25,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from engine import layers, session, store
 from engine.errors import CannotRestore, InvalidInput
-from engine.lifecycle import asking, flush, lazy, processes, records, requests, restore, sessions, trees, wake
+from engine.launch import JobSlot
+from engine.lifecycle import (
+    ahead,
+    asking,
+    criu,
+    flush,
+    lazy,
+    processes,
+    records,
+    requests,
+    restore,
+    sessions,
+    trees,
+    wake,
+)
 from engine.lifecycle.root import Root, now, require
 from engine.model import (
+    Answer,
     Context,
     Job,
     JobState,
@@ -45,6 +62,7 @@ from engine.model import (
     SessionSpec,
     Snapshot,
     Strategy,
+    Value,
 )
 from engine.steps import record, step
 
@@ -52,66 +70,102 @@ ENDED_KEPT = 64
 """ended sessions whose files a job keeps, as init does"""
 
 
-def resume(
-    root: Root,
-    job: Job,
-    *,
-    mode: Mode = "auto",
-    workdir: str | None = None,
-    keep_tcp: bool = False,
-    keep: bool = False,
-    memory: Memory = "auto",
-    answer: Any | msgspec.UnsetType = msgspec.UNSET,
-    reply: bool = True,
-    idle: bool = False,
-    request: str | None = None,
-) -> ResumeResult:
-    """``mode``: ``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is.
-    ``workdir``: the job's directory from now on, where its own is gone; not with processes, which are somewhere.
-    ``keep``: the snapshot stays. ``answer``: to what a process of it asks, which without one gets null; not ``reply``:
-    it asks on. ``idle``: from the files, and nothing is started. ``request``: see `engine.lifecycle.requests`."""
-    sessions.check_mode(mode)
+class How(Value, frozen=True, kw_only=True):
+    """How a snapshot is brought back, as the job that it is of or as a fork."""
+
+    mode: Mode = "auto"
+    """``process`` needs a process image, ``filesystem`` leaves one aside, ``auto`` takes it where it is"""
+    memory: Memory = "auto"
+    workdir: str | None = None
+    """the job's directory from now on, where its own is gone; not with processes, which are somewhere"""
+    keep: bool = False
+    """the snapshot stays"""
+    keep_tcp: bool = False
+    answer: Any | msgspec.UnsetType = msgspec.UNSET
+    """to what a process of it asks, which without one gets null"""
+    reply: bool = True
+    """else it asks on"""
+    idle: bool = False
+    """from the files, and nothing is started"""
+    request: str | None = None
+    """see `engine.lifecycle.requests`"""
+
+
+class Plan(NamedTuple):
+    """How a resume goes, as far as that is known before anything is done."""
+
+    snapshot: Snapshot
+    how: How
+    back: bool
+    """the processes come back"""
+    choice: lazy.Choice
+    answers: tuple[Answer, ...]
+
+
+def resume(root: Root, job: Job, how: How) -> ResumeResult:
     job = _again(root, job)
-    requests.refuse_repeated(job, "resume", request)
-    require(job, JobState.PAUSED, verb="resume")
-    snapshot = root.catalog.snapshot(job.snapshot or "")
-    back = with_processes(root, snapshot, mode, idle=idle)
-    choice = lazy.choose(snapshot, memory, back=back)
-    answers = asking.answers(snapshot, "resumed", answer) if reply else job.answers
-    if workdir is not None:
-        sessions.check_workdir(workdir)
-        if back:
-            raise InvalidInput("processes that come back are where they were", hint="--mode filesystem starts anew")
+    plan = _plan(root, job, how)
     with record() as timings, root.intent(f"resume-{job.id}") as intent:
         try:
-            with step("resume.plan", job=job.id):
-                resuming, strategy = _prepare(root, job, snapshot, clear=not back, keep=keep or choice.lazy)
-            resuming = requests.carried_out(msgspec.structs.replace(resuming, answers=answers), "resume", request)
-            generation = wake.new_generation(root, resuming)
-            if back:
-                loading = Loading(snapshot=snapshot.id, keep=keep) if choice.lazy else None
-                running = _restore(root, resuming, snapshot, keep_tcp=keep_tcp, loading=loading)
-            else:
-                running = _start_anew(root, resuming, snapshot, workdir, idle=idle)
+            with _begun(root, job, plan) as bring:
+                with step("resume.plan", job=job.id):
+                    resuming, strategy = _prepare(root, job, plan)
+                generation = wake.new_generation(root, resuming)
+                running = bring(resuming)
+                missing = finish(root, running)
+                untold = wake.tell(root, running, generation) if plan.back else None
+                untold = asking.tell(root, running) or untold
         except BaseException:
             if undo(root, job.id):
                 intent.undone()
             raise
-        missing = {**finish(root, running), **(sessions.held_back(snapshot.context)[1] if idle else {})}
-        untold = wake.tell(root, running, generation) if back else None
-        untold = asking.tell(root, running) or untold
+    if how.idle:
+        missing.update(sessions.held_back(plan.snapshot.context)[1])
     return ResumeResult(
         job=job.id,
-        snapshot=snapshot.id,
+        snapshot=plan.snapshot.id,
         strategy=strategy,
-        mode="process" if back else "filesystem",
+        mode="process" if plan.back else "filesystem",
         missing=missing,
         generation=generation,
         untold=untold,
-        memory=choice.memory,
-        eager_because=choice.why,
+        memory=plan.choice.memory,
+        eager_because=plan.choice.why,
         timings=timings,
     )
+
+
+def _plan(root: Root, job: Job, how: How) -> Plan:
+    """Raises CannotRestore, Damaged, HostLacks, InvalidInput, WrongState."""
+    requests.refuse_repeated(job, "resume", how.request)
+    require(job, JobState.PAUSED, verb="resume")
+    snapshot = root.catalog.snapshot(job.snapshot or "")
+    plan = Plan(snapshot, how, *ways(root, snapshot, how), answers=job.answers)
+    if how.workdir is not None:
+        sessions.check_workdir(how.workdir)
+        if plan.back:
+            raise InvalidInput("processes that come back are where they were", hint="--mode filesystem starts anew")
+    return plan._replace(answers=asking.answers(snapshot, "resumed", how.answer)) if how.reply else plan
+
+
+def ways(root: Root, snapshot: Snapshot, how: How) -> tuple[bool, lazy.Choice]:
+    """Whether the processes come back, and how their memory does. Raises CannotRestore, Damaged, HostLacks,
+    InvalidInput."""
+    sessions.check_mode(how.mode)
+    back = _with_processes(root, snapshot, how)
+    return back, lazy.choose(snapshot, how.memory, back=back)
+
+
+@contextlib.contextmanager
+def _begun(root: Root, job: Job, plan: Plan) -> Iterator[Callable[[Job], Job]]:
+    """What needs no layers is made from here on, beside the caller; what the block gets does steps 2 and 3. Until the
+    block ends some of it may still be about to end."""
+    if plan.back:
+        with ahead.restoring(root, job, lazily=plan.choice.lazy, verb="resume") as begun:
+            yield lambda resuming: _restore(root, resuming, plan, begun)
+    else:
+        with ahead.init(root, job, verb="resume") as slot:
+            yield lambda resuming: _start_anew(root, resuming, plan, slot)
 
 
 def _again(root: Root, job: Job) -> Job:
@@ -128,49 +182,58 @@ def _again(root: Root, job: Job) -> Job:
     return root.catalog.job_with(job.id)
 
 
-def with_processes(root: Root, snapshot: Snapshot, mode: Mode, *, idle: bool) -> bool:
+def _with_processes(root: Root, snapshot: Snapshot, how: How) -> bool:
     """Whether the processes come back. Raises CannotRestore, Damaged, InvalidInput."""
-    if idle and mode == "process":
+    if how.idle and how.mode == "process":
         raise InvalidInput("an idle job has no processes", hint="--mode filesystem")
-    if mode == "filesystem" or idle:
+    if how.mode == "filesystem" or how.idle:
         return False
     flush.check(snapshot)
     if snapshot.image is not None:
         restore.check(root, snapshot.image)
         return True
-    if mode == "process":
+    if how.mode == "process":
         raise CannotRestore(f"snapshot {snapshot.id} has no processes", reason="no-image")
     return False
 
 
-def _restore(root: Root, resuming: Job, snapshot: Snapshot, *, keep_tcp: bool, loading: Loading | None) -> Job:
+def _restore(root: Root, resuming: Job, plan: Plan, begun: criu.Begun) -> Job:
     """Steps 2 and 3, and the first of 4: the processes go."""
-    assert snapshot.image is not None
+    snapshot, how, lazily = plan.snapshot, plan.how, plan.choice.lazy
     with (
-        restore.restored(root, resuming, snapshot, keep_tcp=keep_tcp, lazily=loading is not None, verb="resume"),
+        restore.restored(root, resuming, snapshot, begun, keep_tcp=how.keep_tcp, lazily=lazily, verb="resume"),
         step("resume.commit", job=resuming.id),
     ):
+        loading = Loading(snapshot=snapshot.id, keep=how.keep) if lazily else None
         resuming = msgspec.structs.replace(resuming, loading=loading)
         return _commit(root, resuming, msgspec.structs.replace(snapshot, context=Context()), None)
 
 
-def _start_anew(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None, *, idle: bool) -> Job:
+def _start_anew(root: Root, resuming: Job, plan: Plan, slot: JobSlot) -> Job:
     """Steps 2 and 3 from the files."""
-    processes.bring_up(root, resuming, verb="resume")
+    snapshot = plan.snapshot
+    processes.bring_up(root, resuming, slot, verb="resume")
     restore.leave_aside(root, resuming, snapshot)
     resuming = asking.leave(root, resuming)
-    held, begun = None, snapshot
-    if idle:
+    held, started = None, snapshot
+    if plan.how.idle:
         held, _ = sessions.held_back(snapshot.context)
-        begun = msgspec.structs.replace(snapshot, context=Context())
+        started = msgspec.structs.replace(snapshot, context=Context())
     with step("resume.commit", job=resuming.id):
-        return _commit(root, msgspec.structs.replace(resuming, held=held), begun, workdir)
+        return _commit(root, msgspec.structs.replace(resuming, held=held), started, plan.how.workdir)
 
 
-def _prepare(root: Root, job: Job, snapshot: Snapshot, *, clear: bool, keep: bool) -> tuple[Job, Strategy]:
-    """Step 1; the job as it is while it is resumed. ``clear``: for a new init."""
-    if clear:
-        _clear_io(root, job, snapshot)
+def _prepare(root: Root, job: Job, plan: Plan) -> tuple[Job, Strategy]:
+    """Step 1; the job as it is while it is resumed."""
+    resuming, strategy = _on_top(root, job, plan.snapshot, keep=plan.how.keep or plan.choice.lazy)
+    if not plan.back:
+        _clear_io(root, job, plan.snapshot)
+    resuming = msgspec.structs.replace(resuming, answers=plan.answers)
+    return requests.carried_out(resuming, "resume", plan.how.request), strategy
+
+
+def _on_top(root: Root, job: Job, snapshot: Snapshot, *, keep: bool) -> tuple[Job, Strategy]:
+    """The job with an upper, in its row too."""
     with root.catalog.transaction() as transaction:
         if not keep and _strategy(root, job, snapshot) == "reuse":
             upper, chain = snapshot.layers[-1], snapshot.layers[:-1]
@@ -271,8 +334,9 @@ def _revert(root: Root, running: Job) -> None:
 def undo(root: Root, job_id: str) -> bool:
     """Back to ``paused`` from a resume that didn't come to its commit; whether it hadn't."""
     resuming = root.catalog.job_with(job_id)
-    if resuming.state is JobState.RESUMING:
+    if resuming.state in (JobState.PAUSED, JobState.RESUMING):
         processes.take_down(root, resuming)
+    if resuming.state is JobState.RESUMING:
         snapshot = root.catalog.snapshot(resuming.snapshot or "")
         if snapshot.image is not None and resuming.upper == snapshot.layers[-1]:
             layers.put_back(root.layer(resuming.upper), snapshot.image.remaps)

@@ -16,6 +16,7 @@ from engine.catalog import Catalog
 from engine.config import Config
 from engine.errors import Damaged, InvalidInput, NoSpace, NotFound, NotPrivileged, SeracError, WrongState, from_os
 from engine.journal import Journal, about
+from engine.lifecycle.shelf import Shelf
 from engine.model import Job, JobState, Limits, Snapshot
 
 log = logging.getLogger("serac")
@@ -66,6 +67,7 @@ class Root(Places):
         self.journal = Journal(config.root)
         self.unmended: set[str] = set()
         """jobs that this engine couldn't mend, and has told so"""
+        self.shelf = Shelf()
         self._removals: list[threading.Thread] = []
         self._make()
         try:

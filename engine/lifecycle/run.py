@@ -1,6 +1,6 @@
 """run: a new job on a base; and fork: a new job on a snapshot's chain. One story, two beginnings.
 
-1 make the job's directories and its empty upper; 2 row: job ``created``, with its layer; 3 mount, launch, start its
+1 make the job's directories, begin its birth, make its empty upper; 2 row: job ``created``, with its layer; 3 mount, launch, start its
 sessions; 4 COMMIT: ``running``.
 
 | killed | leaves | put right by |
@@ -14,15 +14,16 @@ A run that fails leaves nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from engine import layers, network, store
 from engine.errors import Busy, InvalidInput, NotFound, SeracError, from_os
 from engine.journal import about
-from engine.lifecycle import asking, lazy, processes, records, remove, restore, resume, sessions, trees, wake
+from engine.lifecycle import ahead, asking, criu, processes, records, remove, restore, resume, sessions, trees, wake
 from engine.lifecycle.root import Root, check_name, now
 from engine.model import (
     DENIALS,
@@ -35,72 +36,54 @@ from engine.model import (
     JobState,
     Layer,
     Loading,
-    Memory,
-    Mode,
     SessionSpec,
     Snapshot,
 )
 from engine.steps import record, step
 
+Begun = TypeVar("Begun")
+
 
 def run(root: Root, spec: JobSpec, *, terminal: tuple[int, int] | None) -> Job:
     check(spec)
     base = root.catalog.base(spec.base)
-    job = _new_job(root, spec, base.digest)
+    job = _new_job(spec, base.digest, ahead.claim(root, ahead.what_init(spec)))
     about(job=job.id, name=job.name)
     first = sessions.main_session(job.name, spec, base.env, terminal)
-    job, _, _ = _begin(root, job, [first] if first is not None else [])
-    return job
+    return _begin(root, job, [first] if first is not None else []).job
 
 
-def fork(
-    root: Root,
-    snapshot: Snapshot,
-    *,
-    name: str | None,
-    mode: Mode,
-    env: Mapping[str, str],
-    keep_tcp: bool,
-    memory: Memory = "auto",
-    answer: Any | msgspec.UnsetType = msgspec.UNSET,
-    idle: bool = False,
-) -> ForkResult:
+def fork(root: Root, snapshot: Snapshot, how: resume.How, *, name: str | None, env: Mapping[str, str]) -> ForkResult:
     """The snapshot stays as it is; its top layer becomes one that is only read. ``env`` is added to the job's own, for
-    sessions that are started from now on. ``answer``, ``idle``: as of a resume."""
+    sessions that are started from now on."""
     spec = msgspec.structs.replace(snapshot.spec, name=name, env={**snapshot.spec.env, **env})
-    sessions.check_mode(mode)
     check(spec)
     layers.check_depth(snapshot)
-    back = resume.with_processes(root, snapshot, mode, idle=idle)
-    choice = lazy.choose(snapshot, memory, back=back)
-    answers = asking.answers(snapshot, "forked", answer)
+    back, choice = resume.ways(root, snapshot, how)
+    answers = asking.answers(snapshot, "forked", how.answer)
+    what = ahead.what_criu(spec, lazily=choice.lazy) if back else ahead.what_init(spec)
     with record() as timings:
         job = msgspec.structs.replace(
-            _new_job(root, spec, snapshot.base), layers=snapshot.layers, forked_from=snapshot.id, answers=answers
+            _new_job(spec, snapshot.base, ahead.claim(root, what)),
+            layers=snapshot.layers,
+            forked_from=snapshot.id,
+            answers=answers,
         )
         about(job=job.id, name=job.name)
-        missing: dict[int, str] = {}
-        untold = None
         if back:
-            held = sessions.held_back(snapshot.context)[0] if snapshot.context.idle else None
-            job = msgspec.structs.replace(job, held=held)
-            job, generation = _bring_back(root, job, snapshot, keep_tcp=keep_tcp, lazily=choice.lazy)
-            untold = wake.introduce(root, job) or wake.tell(root, job, generation)
-            untold = asking.tell(root, job) or untold
+            born = _bring_back(root, job, snapshot, keep_tcp=how.keep_tcp, lazily=choice.lazy)
+            untold = wake.introduce(root, born.job) or wake.tell(root, born.job, born.generation)
+            untold = asking.tell(root, born.job) or untold
         else:
-            context = sessions.renamed(snapshot.context, job.name, env)
-            held, others = sessions.held_back(context) if idle else (None, {})
-            first = [] if idle else list(context.sessions)
-            job = msgspec.structs.replace(job, held=held)
-            job, missing, generation = _begin(root, job, first, snapshot=snapshot)
-            missing = {**missing, **others}
+            born = _start_copy(root, job, snapshot, env, idle=how.idle)
+            untold = None
     return ForkResult(
-        job=job.id,
-        name=job.name,
+        job=born.job.id,
+        name=born.job.name,
         snapshot=snapshot.id,
         mode="process" if back else "filesystem",
-        missing=missing,
-        generation=generation,
+        missing=born.missing,
+        generation=born.generation,
         untold=untold,
         memory=choice.memory,
         eager_because=choice.why,
@@ -108,21 +91,45 @@ def fork(
     )
 
 
-def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily: bool) -> tuple[Job, str]:
-    """The job that goes on as a copy, and its generation."""
-    with _made(root, job) as made:
+class Born(NamedTuple):
+    """A job that runs, the sessions that could not be started, and its generation."""
+
+    job: Job
+    missing: dict[int, str]
+    generation: str
+
+
+def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, lazily: bool) -> Born:
+    """The job that goes on as a copy."""
+    held = sessions.held_back(snapshot.context)[0] if snapshot.context.idle else None
+
+    def begin(job: Job) -> contextlib.AbstractContextManager[criu.Begun]:
+        return ahead.restoring(root, job, lazily=lazily, verb="run")
+
+    with _made(root, msgspec.structs.replace(job, held=held), begin) as (job, begun):
         snapshot = root.catalog.snapshot(snapshot.id)
-        restore.copy_logs(root, made, snapshot)
-        generation = wake.new_generation(root, made)
-        running = msgspec.structs.replace(made, state=JobState.RUNNING, started=now())
+        restore.copy_logs(root, job, snapshot)
+        generation = wake.new_generation(root, job)
+        running = msgspec.structs.replace(job, state=JobState.RUNNING, started=now())
         if lazily:
             running = msgspec.structs.replace(running, loading=Loading(snapshot=snapshot.id, keep=True))
         with (
-            restore.restored(root, made, snapshot, keep_tcp=keep_tcp, lazily=lazily, verb="run"),
+            restore.restored(root, job, snapshot, begun, keep_tcp=keep_tcp, lazily=lazily, verb="run"),
             step("run.commit", job=job.id),
         ):
             records.keep_job(root, running)
-            return root.put(running), generation
+            root.put(running)
+        return Born(running, {}, generation)
+
+
+def _start_copy(root: Root, job: Job, snapshot: Snapshot, env: Mapping[str, str], *, idle: bool) -> Born:
+    """The job that begins with the copy's files."""
+    context = sessions.renamed(snapshot.context, job.name, env)
+    if not idle:
+        return _begin(root, job, list(context.sessions), snapshot=snapshot)
+    held, others = sessions.held_back(context)
+    born = _begin(root, msgspec.structs.replace(job, held=held), [], snapshot=snapshot)
+    return born._replace(missing={**born.missing, **others})
 
 
 def check(spec: JobSpec) -> None:
@@ -153,8 +160,7 @@ def check(spec: JobSpec) -> None:
     sessions.check_texts((*spec.argv, *names, *(entry.script for entry in spec.steps)), spec.env)
 
 
-def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
-    job_id = store.new_id()
+def _new_job(spec: JobSpec, digest: str, job_id: str) -> Job:
     return Job(
         id=job_id,
         name=spec.name or job_id,
@@ -166,12 +172,9 @@ def _new_job(root: Root, spec: JobSpec, digest: str) -> Job:
     )
 
 
-def _begin(
-    root: Root, job: Job, first: list[SessionSpec], *, snapshot: Snapshot | None = None
-) -> tuple[Job, dict[int, str], str]:
-    """The job, the sessions that could not be started, and its generation."""
-    with _made(root, job) as made:
-        processes.bring_up(root, made, verb="run")
+def _begin(root: Root, job: Job, first: list[SessionSpec], *, snapshot: Snapshot | None = None) -> Born:
+    with _made(root, job, functools.partial(ahead.init, root, verb="run")) as (made, slot):
+        processes.bring_up(root, made, slot, verb="run")
         if snapshot is not None:
             restore.leave_aside(root, made, snapshot)
         told = asking.leave(root, made)
@@ -181,23 +184,25 @@ def _begin(
             running = msgspec.structs.replace(told, state=JobState.RUNNING, started=now())
             records.keep_job(root, running)
             root.put(running)
-        return running, missing, generation
+        return Born(running, missing, generation)
 
 
 @contextlib.contextmanager
 def reader(root: Root, base: str, chain: tuple[str, ...]) -> Iterator[Job]:
     """A job that lives for the block and runs nothing of its own: while it is there, its chain is wanted, so that
     nobody removes or writes a layer of it."""
-    with _made(
-        root, msgspec.structs.replace(_new_job(root, JobSpec(base=base, userns="host"), base), layers=chain)
-    ) as job:
+    job = _new_job(JobSpec(base=base, userns="host"), base, store.new_id())
+    job = msgspec.structs.replace(job, layers=chain)
+    with _made(root, job, contextlib.nullcontext) as (job, _):
         yield job
         remove.erase(root, job)
 
 
 @contextlib.contextmanager
-def _made(root: Root, job: Job) -> Iterator[Job]:
-    """The job, made and locked, in state ``created``; erased if the block fails.
+def _made(
+    root: Root, job: Job, begin: Callable[[Job], contextlib.AbstractContextManager[Begun]]
+) -> Iterator[tuple[Job, Begun]]:
+    """The job, made and locked, in state ``created``, and what ``begin`` began for it before; erased if the block fails.
 
     The lock is taken before the row is there: to another engine a ``created`` job that isn't locked is a crash."""
     with root.intent(f"job-{job.id}") as intent:
@@ -210,9 +215,10 @@ def _made(root: Root, job: Job) -> Iterator[Job]:
         with store.locked(root.jobs / job.id, timeout=root.timeout):
             made = job
             try:
-                with step("run.prepare", job=job.id):
-                    made = _make(root, job)
-                yield made
+                with begin(job) as begun:
+                    with step("run.prepare", job=job.id):
+                        made = _make(root, job)
+                    yield made, begun
             except BaseException:
                 remove.erase(root, made)
                 intent.undone()

@@ -36,7 +36,9 @@ def take(
     paused = pause.pause(
         root, job, mode="process", labels=labels, state=state, archive=archive, ttl=ttl, durability=durability
     )
-    resumed = resume.resume(root, root.catalog.job_with(job.id), mode="process", keep_tcp=True, keep=True, reply=False)
+    resumed = resume.resume(
+        root, root.catalog.job_with(job.id), resume.How(mode="process", keep_tcp=True, keep=True, reply=False)
+    )
     stopped = round((time.perf_counter() - began) * 1000, 3)
     timings = {**paused.timings, **resumed.timings, "stopped": stopped}
     return TakeResult(

@@ -60,6 +60,7 @@ def test_report_names_the_steps(place: Place, program: Path) -> None:
     assert report[-1] == ("ready", "1")
     took = dict(value.split(":") for key, value in report if key == "took")
     assert set(took) <= {
+        "spec",
         "cgroup",
         "userns",
         "trees",
