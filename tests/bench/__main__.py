@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        help="directory for JSON, Markdown and plots; default: tests/bench/results and README.md, of a part build/bench",
+        help="directory for JSON, Markdown and plots; default: tests/bench/results, of a part build/bench",
     )
     return parser.parse_args()
 

@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 CASES = (Case("cold", "nothing"), Case("cold", "profile"), Case("cold", "whole"), Case("warm", "nothing"))
 WAYS: Mapping[str, Mode | None] = {"run": None, "resume, process": "process", "resume, filesystem": "filesystem"}
-FIGURES = ("resume", "first instruction", "last file")
+FIGURES = ("run", "resume", "first instruction", "last file")
 
 
 def warm(place: Place) -> Outcome:
@@ -92,6 +92,7 @@ def _begun(engine: Engine) -> Mapping[str, Sample]:
     began = time.time_ns()
     job = Subject(engine, "begun", base=WIDE, reads=(DATA, STEP))
     samples = {
+        "run": Sample(job.ms),
         "first instruction": Sample((job.born.first - began) / 1e6),
         "last file": Sample((job.born.files - began) / 1e6),
     }

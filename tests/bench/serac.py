@@ -60,7 +60,9 @@ class Subject:
         self._reads = reads is not None
         argv = hold(megabytes=megabytes, processes=processes, woke=WOKE, reads=reads)
         spec = JobSpec(base=base, name=name, argv=argv, userns="private")
-        self.id = engine.run(spec).id
+        self.ms, job = timed(lambda: engine.run(spec))
+        """how long that took"""
+        self.id = job.id
         self.io = engine.config.root / "jobs" / self.id / "io"
         self.born = self._lives()
         """what it said when it began"""
