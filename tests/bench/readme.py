@@ -17,6 +17,13 @@ REPO = Path(__file__).resolve().parents[2]
 README = REPO / "README.md"
 RESULTS = Path(__file__).resolve().parent / "results"
 BEGIN, END = "<!-- bench.readme: begin -->", "<!-- bench.readme: end -->"
+PLOTS = {
+    "steps": "Pause and resume of a small job by step, serac and the floor",
+    "size": "Resume, by how much the job has written: serac, Podman, tar + lz4",
+    "memory": "Resume, by the job's memory: lazy, eager, the floor",
+    "peers": "serac beside its peers",
+}
+"""files that `bench.plots` writes, and what they show"""
 FACTS = ("date", "serac", "processor", "memory", "kernel", "filesystem", "criu", "podman")
 
 
@@ -55,9 +62,11 @@ def _measured(found: Report, results: Path) -> Iterator[str]:
     yield f"Measured: {', '.join(f'{name} {found.host[name]}' for name in FACTS if name in found.host)}."
     yield ""
     yield from budgets(found)
-    for plot in sorted(results.glob("*.svg")):
-        yield ""
-        yield f"![{plot.stem}]({plot.relative_to(REPO) if plot.is_relative_to(REPO) else plot.name})"
+    for name, caption in PLOTS.items():
+        plot = results / f"{name}.svg"
+        if plot.exists():
+            yield ""
+            yield f"![{caption}]({plot.relative_to(REPO) if plot.is_relative_to(REPO) else plot.name})"
 
 
 def budgets(found: Report) -> Iterator[str]:
