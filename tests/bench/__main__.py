@@ -45,7 +45,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure serac against its floor and its peers.")
-    parser.add_argument("--quick", action="store_true", help="fewer runs and smaller sizes: some two minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer runs and smaller sizes: some three minutes")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, metavar="SCENARIO", help=", ".join(SCENARIOS))
     parser.add_argument(
         "--output",
