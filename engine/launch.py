@@ -22,89 +22,13 @@ from types import TracebackType
 from typing import Self
 
 from engine import steps, tools
-from engine.errors import HostLacks, InvalidInput, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing
-from engine.model import Value
+from engine.errors import HostLacks, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing
+from engine.launch_spec import CriuBirth, JobBirth, JobView, NetworkSpec, View, encoded, record, records_of
 
 IO_INSIDE = "/run/serac"
 """where a job finds its io directory"""
 
 _REPORT_MAX = 64 << 10
-
-
-class Birth(Value, frozen=True, kw_only=True):
-    """Where processes are born, before it is known what they have for a root: the head of a spec; the fields are the
-    keys of native/protocol.h."""
-
-    stage: str
-    cgroup: str | None = None
-    cgroup1: tuple[str, ...] = ()
-    range: tuple[int, int] | None = None
-    """first host id and count; None = the host's user namespace"""
-
-
-class JobBirth(Birth, frozen=True, kw_only=True):
-    """Of a job's first process."""
-
-    net: str = "private"
-    allow: tuple[str, ...] = ()
-    args: tuple[str, ...] = ()
-    stdin: int | None = None
-    stdout: int | None = None
-    stderr: int | None = None
-
-
-class CriuBirth(Birth, frozen=True, kw_only=True):
-    """Of a criu, which sees the job's root at /run/root."""
-
-    program: str
-    args: tuple[str, ...]
-    kdat: str | None = None
-    """where criu's knowledge of this kernel is kept"""
-    preload: str | None = None
-    pidfile: tuple[int, str] | None = None
-    """given: criu doesn't die with the engine, and keeps this descriptor open; the file tells of both"""
-
-
-class View(Value, frozen=True, kw_only=True):
-    """What processes have for a root, the body of a spec; nothing, for a criu that dumps."""
-
-    trees: tuple[tuple[str, str], ...] = ()
-    lowers: tuple[str, ...] = ()
-    upper: str | None = None
-    work: str | None = None
-    overlay: tuple[str, ...] = ()
-    binds: tuple[tuple[str, str], ...] = ()
-    shm: int | None = None
-    """bytes of /dev/shm"""
-
-
-class JobView(View, frozen=True, kw_only=True):
-    """And what else a job's first process finds."""
-
-    address: str | None = None
-    gateway: str | None = None
-    hostname: str | None = None
-    rlimits: tuple[str, ...] = ()
-    writes: tuple[tuple[str, str], ...] = ()
-    listen: str | None = None
-
-
-class NetworkSpec(Value, frozen=True, kw_only=True):
-    """What is done to a network namespace; the lock and the guests stay until the hold on it ends."""
-
-    lock: bool = True
-    """no packet passes but criu's own"""
-    guests: tuple[str, ...] = ()
-    """addresses on lo, for sockets to be bound to that the namespace has no more"""
-    address: str | None = None
-    """of eth0, with the prefix's length"""
-    gateway: str | None = None
-    up: bool = False
-    """bring lo up"""
-    close: bool = False
-    """connections that lead outside end with the hold"""
-    hostname: str | None = None
-    """a new name of the host, when the hold has ended"""
 
 
 class Hold:
@@ -144,7 +68,7 @@ class Slot:
     It dies with the thread that began it (PR_SET_PDEATHSIG)."""
 
     def __init__(self, verb: str, records: Iterable[tuple[str, str]], descriptors: Sequence[int]) -> None:
-        spec = _encode(records)
+        spec = encoded(records)
         self._process = _popen(verb, descriptors)
         _give(self._process, spec + b"\0", whole=False)
 
@@ -163,7 +87,7 @@ class Slot:
     def go(self, view: View, *, deadline: float, report: Callable[[int], None] | None = None) -> int:
         """Hand the body over, and return the pid of what was started once it runs; ``report`` is called with it as soon
         as it is known. Raises LaunchFailed, HostLacks, NoSpace, Timeout."""
-        _give(self._process, b"".join(_record(*record) for record in _records(view)), whole=True)
+        _give(self._process, b"".join(record(*pair) for pair in records_of(view)), whole=True)
         return _followed(self._process, deadline=deadline, report=report)
 
     def close(self) -> None:
@@ -178,7 +102,7 @@ class JobSlot(Slot):
         with contextlib.ExitStack() as passed, contextlib.ExitStack() as undo:
             init = passed.enter_context(io.FileIO(program("serac-init"))).fileno()
             descriptors = [init, *(fd for fd in (birth.stdin, birth.stdout, birth.stderr) if fd is not None)]
-            records = [*_records(birth), ("init", f"{init}:{init_inside()}")]
+            records = [*records_of(birth), ("init", f"{init}:{init_inside()}")]
             if hold:
                 theirs, gate = (io.FileIO(fd, mode) for fd, mode in zip(os.pipe(), "rw", strict=True))
                 passed.enter_context(theirs)
@@ -209,7 +133,7 @@ class CriuSlot(Slot):
     """For a criu, which starts at once, and which serac-launch stays the parent of. ``descriptors`` are passed on."""
 
     def __init__(self, birth: CriuBirth, *, descriptors: Sequence[int]) -> None:
-        super().__init__("criu", _records(birth), descriptors)
+        super().__init__("criu", records_of(birth), descriptors)
 
     def launch(self, view: View, *, timeout: float) -> Criu:
         """Let it see the job's root. Raises as `go`."""
@@ -271,7 +195,7 @@ def network(spec: NetworkSpec, *, namespace: int, uts: int | None = None, timeou
     end of the hold. Raises LaunchFailed, HostLacks, Timeout; nothing is left in the namespace then."""
     with contextlib.ExitStack() as stack:
         hold, go = (stack.enter_context(io.FileIO(fd, mode)) for fd, mode in zip(os.pipe(), "rw", strict=True))
-        records = [*_records(spec), ("net", f"fd:{namespace}"), ("hold", str(hold.fileno()))]
+        records = [*records_of(spec), ("net", f"fd:{namespace}"), ("hold", str(hold.fileno()))]
         descriptors = [namespace, hold.fileno()]
         if uts is not None:
             records.append(("uts", f"fd:{uts}"))
@@ -307,44 +231,6 @@ def _do(verb: str, records: Iterable[tuple[str, str]], *, descriptors: Sequence[
         process.wait()
 
 
-_PAIRS = {"trees": "tree", "binds": "bind", "writes": "write"}
-_LISTS = {
-    "cgroup1": "cgroup1",
-    "lowers": "lower",
-    "overlay": "overlay",
-    "rlimits": "rlimit",
-    "allow": "allow",
-    "args": "arg",
-    "guests": "guest",
-}
-"""Fields that become several records, and their keys; every other field is one record of its own name."""
-
-
-def _records(spec: Birth | View | NetworkSpec) -> Iterator[tuple[str, str]]:
-    for field in spec.__struct_fields__:
-        value = getattr(spec, field)
-        if field in _PAIRS:
-            yield from ((_PAIRS[field], f"{key}={text}") for key, text in value)
-        elif field in _LISTS:
-            yield from ((_LISTS[field], text) for text in value)
-        elif field in ("range", "pidfile") and value is not None:
-            yield field, f"{value[0]}:{value[1]}"
-        elif value is True:
-            yield field, "1"
-        elif value is not None and value is not False:
-            yield field, str(value)
-
-
-def _encode(records: Iterable[tuple[str, str]]) -> bytes:
-    return b"".join(_record(*record) for record in (("serac-launch", "1"), *records))
-
-
-def _record(key: str, value: str) -> bytes:
-    if "\0" in value:
-        raise InvalidInput(f"{key} holds a NUL byte")
-    return f"{key}={value}".encode(errors="surrogateescape") + b"\0"
-
-
 def _popen(verb: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [os.fspath(program("serac-launch")), verb],
@@ -371,7 +257,7 @@ def _started(
     """serac-launch with a whole spec; ended with the block."""
     process = _popen(verb, descriptors)
     try:
-        _give(process, _encode(records), whole=True)
+        _give(process, encoded(records), whole=True)
         yield process
     finally:
         _end(process)

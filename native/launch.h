@@ -3,7 +3,8 @@
  * runs a list of actions (launch.c, launch_job.c); an action belongs to a step, and a step is what a report names.
  *
  *   launch.c           the verbs, the launcher's actions, the report
- *   launch_spec.c      the launch spec (protocol.h), checked as a whole before anything is done
+ *   launch_spec.c      the launch spec (protocol.h), checked as a whole before anything is done with it
+ *   launch_input.c     where it comes from, in two parts
  *   launch_clone.c     the job's first process is born: cgroups, id maps, limits
  *   launch_layers.c    trees, idmaps, the overlay
  *   launch_fs.c        the kernel's mount interface, by descriptors
@@ -142,7 +143,7 @@ int launcher_await(struct launch *launch);
 _Noreturn void criu_main(struct launch *launch);
 int cache_open(struct launch *launch);
 int pidfile_open(struct launch *launch);
-int pidfile_leave(struct launch *launch);
+int launcher_outlive(struct launch *launch);
 int view_mount(struct launch *launch);
 int userns_make(struct launch *launch);
 int layers_mount(struct launch *launch);

@@ -1,6 +1,7 @@
 #include "launch_spec.h"
 
 #include "launch.h"
+#include "launch_input.h"
 #include "protocol.h"
 #include "records.h"
 
@@ -8,7 +9,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/un.h>
 
 #define SHM_DEFAULT (64ll << 20)
@@ -343,12 +343,8 @@ static int whole_check(const struct spec *spec, enum verb verb, const char **abo
     return 0;
 }
 
-/* The spec as it came, for both sides of a launch; each takes it apart in a copy of its own. */
-struct given {
-    size_t head, size;
-    char bytes[LAUNCH_SPEC_MAX + 1];
-};
-static struct given *given;
+/* Each side of a launch takes the spec apart in a copy of its own. */
+static struct input *given;
 static char copy[LAUNCH_SPEC_MAX + 1];
 
 static int records_take(struct spec *spec, enum verb verb, size_t from, size_t to, const char **about) {
@@ -368,26 +364,7 @@ static int records_take(struct spec *spec, enum verb verb, size_t from, size_t t
     return more;
 }
 
-/* Where the empty record begins that ends a head; `size` when it hasn't come yet. */
-static size_t head_find(size_t from) {
-    for (size_t at = from; at < given->size; at++)
-        if (!given->bytes[at] && (at == 0 || !given->bytes[at - 1]))
-            return at;
-    return given->size;
-}
-
-/* 1 when more may come, 0 at the end, -1. */
-static int input_read(void) {
-    ssize_t got = read(STDIN_FILENO, given->bytes + given->size, sizeof given->bytes - given->size);
-    if (got > 0)
-        given->size += (size_t)got;
-    if (got == 0 && given->size == sizeof given->bytes)
-        return invalid();
-    return got < 0 ? -1 : got > 0;
-}
-
 int spec_head(struct spec *spec, enum verb verb, const char **about) {
-    int more;
     *spec = (struct spec){.images_fd = -1,
                           .tasks_fd = -1,
                           .door_fd = -1,
@@ -401,15 +378,8 @@ int spec_head(struct spec *spec, enum verb verb, const char **about) {
                           .std_fd = {-1, -1, -1},
                           .shm = SHM_DEFAULT};
     *about = "size";
-    given = mmap(NULL, sizeof *given, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (given == MAP_FAILED)
-        return -1;
-    do {
-        size_t before = given->size;
-        more = input_read();
-        given->head = head_find(before);
-    } while (more > 0 && given->head == given->size);
-    if (more < 0 || records_take(spec, verb, 0, given->head, about) < 0)
+    given = input_open();
+    if (!given || input_head(given) < 0 || records_take(spec, verb, 0, given->head, about) < 0)
         return -1;
     return required_check(verb, false, about);
 }
@@ -420,11 +390,8 @@ int spec_body_again(struct spec *spec, enum verb verb, const char **about) {
 }
 
 int spec_body(struct spec *spec, enum verb verb, const char **about) {
-    int more = 1;
     *about = "size";
-    while (more > 0)
-        more = input_read();
-    if (more < 0 || spec_body_again(spec, verb, about) < 0 || required_check(verb, true, about) < 0)
+    if (input_rest(given) < 0 || spec_body_again(spec, verb, about) < 0 || required_check(verb, true, about) < 0)
         return -1;
     return whole_check(spec, verb, about);
 }

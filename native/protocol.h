@@ -7,7 +7,10 @@
  * unknown key (a newer engine must not be misread).  The same form serves launch specs, launch reports, session specs
  * and session status files.
  *
- * LAUNCH SPEC (standard input of `serac-launch run`, to end of file, at most LAUNCH_SPEC_MAX bytes)
+ * LAUNCH SPEC (standard input of `serac-launch run`, to end of file, at most LAUNCH_SPEC_MAX bytes).  An empty record may
+ * divide it into head and body: with the head the launch does all that it can, and waits for the body then (end of file
+ * instead of one: it gives up).  In the body may come: tree lower upper work overlay bind address gateway hostname rlimit
+ * shm write listen.
  *   serac-launch=1           first record: the version
  *   cgroup=PATH              cgroup v2 directory; the job is born in it (CLONE_INTO_CGROUP, else moved before it runs)
  *   cgroup1=PATH             a cgroup v1 directory to join as well (repeated; before the job runs)
@@ -52,11 +55,12 @@
  *   bind=REL=TARGET          a tree at TARGET, a name below /run that doesn't exist yet
  *   shm=BYTES                an empty tmpfs at /run/shm, root's in `range`; absent: none
  *   kdat=PATH                a copy of the file PATH, if it is there, at /run/criu.kdat
- *   pidfile=N:PATH           criu doesn't die with the engine.  PATH holds "PID N": its pid, and the number under which it
- *                            keeps the engine's end of its socket open; the file is locked (flock) as long as it lives
+ *   pidfile=N:PATH           criu doesn't die with the engine.  PATH holds "PID N": a process, and the number under which it
+ *                            keeps the engine's end of criu's socket open; the file is locked (flock) as long as it lives.
+ *                            It is criu itself, or with cgroup= serac-launch, from the body on: before that both die
  *   preload=PATH             a library for its LD_PRELOAD: serac-userfaultfd.so, for a restore that `serac-launch pages` serves
  *   program=PATH  arg=STRING..   what is executed, with the environment of serac-launch
- * Report: pid=N (criu's), took=STEP:MICROSECONDS, ready=1 when criu has been executed; or step/errno/path.
+ * criu is executed with the head; the body may be empty.  Report: pid=N (criu's), took=STEP:MICROSECONDS, ready=1 when criu has been executed; or step/errno/path.
  *
  * `serac-launch pages` brings memory in while a job runs, as `criu lazy-pages` would.  It is a guard and its child, a pager,
  * which stay when serac-launch has ended; while one of them lives nobody reads a zero for a page that is missing.  Keys:

@@ -244,6 +244,7 @@ SCENES = {
         WrongState,
         is_in("running"),
     ),
+    "prefetch": Scene("engine.prefetch('a')", (job, paused("process", archived=True)), STAYS, None, is_in("paused")),
     "take": Scene("engine.snapshot_take('a')", (job,), PAUSES, WrongState, is_in("running", "paused")),
     "fork-files": Scene(
         f"engine.fork({SNAPSHOT}, name='b')", (job, paused("filesystem")), STAYS, NameTaken, second_runs
@@ -347,6 +348,9 @@ SCENES = {
         "engine.jobs()",
         (job, paused("process"), killed_at("engine.resume('a')", "resume.restore:after")),
         STAYS,
+    ),
+    "recover-restored": Scene(
+        "engine.jobs()", (job, paused("process"), killed_at("engine.resume('a')", "resume.commit:after")), RUNS
     ),
     "recover-pending": Scene(
         "engine.jobs()", (job, paused("filesystem"), killed_at("engine.resume('a')", "resume.commit:after")), RUNS

@@ -349,6 +349,7 @@ def test_rounds_of_a_tree_of_fifty(engine: Engine, rounds: int) -> None:
         engine.pause("a", mode="process")
         engine.resume("a", mode="process")
     one.goes_on()
+    engine._root.await_removals()
     processes, host, files, memory = members(engine), leftovers.count(), on_disk(engine.config.root), resident()
     assert len(processes) == 51
     sizes = []
@@ -361,6 +362,7 @@ def test_rounds_of_a_tree_of_fifty(engine: Engine, rounds: int) -> None:
     job = engine.job("a")
     assert (job.layers, engine.snapshots()) == ((), [])
     assert without_pids(leftovers.difference(host, leftovers.settled(host))) == []
+    engine._root.await_removals()
     assert on_disk(engine.config.root).keys() == files.keys()
     assert max(sizes) < min(sizes) * 1.2
     assert resident() < memory + (20 << 20)

@@ -216,13 +216,12 @@ def processes_of(engine: Engine) -> list[int]:
 def test_a_launcher_that_is_killed_when_criu_has_begun(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it could say so: the engine knows of no criu then, and criu doesn't die with the launcher."""
     one = witness(engine)
-    started, report, launchers = launch._started, launch._report, list[subprocess.Popen[bytes]]()
+    popen, report, launchers = launch._popen, launch._report, list[subprocess.Popen[bytes]]()
 
-    @contextlib.contextmanager
-    def noted(verb: str, *rest: Any) -> Iterator[subprocess.Popen[bytes]]:
-        with started(verb, *rest) as process:
-            launchers.extend([process] if verb == "criu" else [])
-            yield process
+    def noted(verb: str, *rest: Any) -> subprocess.Popen[bytes]:
+        process = popen(verb, *rest)
+        launchers.extend([process] if verb == "criu" else [])
+        return process
 
     def cut_off(*given: Any) -> Iterator[tuple[str, str]]:
         for key, value in report(*given):
@@ -232,7 +231,7 @@ def test_a_launcher_that_is_killed_when_criu_has_begun(engine: Engine, monkeypat
             yield key, value
 
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "_started", noted)
+        patch.setattr(launch, "_popen", noted)
         patch.setattr(launch, "_report", cut_off)
         with pytest.raises(CannotCheckpoint):
             engine.pause("a", mode="process")

@@ -13,7 +13,7 @@ from namespaces import Namespace
 
 from engine import launch
 from engine.errors import HostLacks, InvalidInput, LaunchFailed
-from engine.launch import NetworkSpec
+from engine.launch_spec import NetworkSpec
 
 pytestmark = pytest.mark.root
 

@@ -11,7 +11,7 @@ slot away; so does every verb here that takes the job down.
 
 | killed | leaves | put right by |
 | --- | --- | --- |
-| the engine | the slot's processes die with it; a control group, a run directory, mounts | who takes the job next; the sweep |
+| the engine | a control group, a run directory, mounts; processes die with it | who takes the job next; the sweep |
 | a slot's process | the same | who takes the job next |
 """
 
@@ -25,9 +25,10 @@ from typing import Literal, NamedTuple
 from engine import cgroup, store
 from engine.errors import Busy, NotFound, SeracError
 from engine.launch import JobSlot
-from engine.lifecycle import criu, processes, restore
+from engine.lifecycle import criu, processes
 from engine.lifecycle.root import Root, log
 from engine.model import Job, JobSpec, JobState, Limits, Pool
+from engine.steps import step
 
 
 class What(NamedTuple):
@@ -74,7 +75,7 @@ class Slot:
         self._held.close()
 
 
-def make(root: Root, job: Job, what: What, *, verb: str) -> Slot:
+def make(root: Root, job: Job, what: What) -> Slot:
     """A slot, which the caller puts on the shelf, or takes down what there is of it on an error. In the shelf's
     thread."""
     root.stage(job.id)
@@ -82,10 +83,14 @@ def make(root: Root, job: Job, what: What, *, verb: str) -> Slot:
         held.enter_context(store.locked(root.run_job(job.id), timeout=0))
         begun: JobSlot | criu.Begun
         if what.kind == "init":
-            begun = held.enter_context(processes.begin(root, job, verb=verb))
+            begun = held.enter_context(processes.begin(root, job))
         else:
-            begun = held.enter_context(restore.begun(root, job, lazily=what.lazily, verb=verb))
+            begun = held.enter_context(_criu(root, job, lazily=what.lazily))
         return Slot(job, what, root.group_of(job), begun, held.pop_all())
+
+
+def _criu(root: Root, job: Job, *, lazily: bool) -> contextlib.AbstractContextManager[criu.Begun]:
+    return criu.begun(root, job, processes.place(root, job), lazily=lazily)
 
 
 def _take_down(root: Root, job: Job) -> None:
@@ -95,24 +100,29 @@ def _take_down(root: Root, job: Job) -> None:
 
 @contextlib.contextmanager
 def init(root: Root, job: Job, *, verb: str) -> Iterator[JobSlot]:
-    """A slot for a job's init, from the shelf or begun now; as `engine.lifecycle.processes.begin`."""
+    """A slot for a job's init, from the shelf or begun now: it makes what needs no layers while the caller plans, who
+    takes the job down on an error."""
     with _taken(root, job, what_init(job.spec)) as begun:
         if isinstance(begun, JobSlot):
             yield begun
-        else:
-            with processes.begin(root, job, verb=verb) as slot:
-                yield slot
+            return
+        with contextlib.ExitStack() as stack:
+            with step(f"{verb}.begin", job=job.id):
+                slot = stack.enter_context(processes.begin(root, job))
+            yield slot
 
 
 @contextlib.contextmanager
 def restoring(root: Root, job: Job, *, lazily: bool, verb: str) -> Iterator[criu.Begun]:
-    """A criu, from the shelf or begun now; as `engine.lifecycle.restore.begun`."""
+    """The same for a criu, for `engine.lifecycle.restore`."""
     with _taken(root, job, what_criu(job.spec, lazily=lazily)) as begun:
         if isinstance(begun, criu.Begun):
             yield begun
-        else:
-            with restore.begun(root, job, lazily=lazily, verb=verb) as anew:
-                yield anew
+            return
+        with contextlib.ExitStack() as stack:
+            with step(f"{verb}.begin", job=job.id):
+                anew = stack.enter_context(_criu(root, job, lazily=lazily))
+            yield anew
 
 
 @contextlib.contextmanager
@@ -158,7 +168,7 @@ def _add(root: Root, spec: JobSpec, what: What) -> None:
     job = Job(id=job_id, name=job_id, spec=spec, state=JobState.CREATED, base="", created=0.0)
     with root.intent(f"slot-{job_id}"):
         try:
-            root.shelf.put(job_id, make(root, job, what, verb="pool"))
+            root.shelf.put(job_id, make(root, job, what))
         except BaseException:
             _take_down(root, job)
             raise

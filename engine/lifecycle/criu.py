@@ -21,7 +21,8 @@ import msgspec
 from engine import checkpoint, launch, store, tools
 from engine.errors import Busy, Timeout
 from engine.kernel import process, procfs
-from engine.launch import Birth, CriuBirth, CriuSlot, View
+from engine.launch import CriuSlot
+from engine.launch_spec import Birth, CriuBirth, View
 from engine.lifecycle.root import Root
 from engine.model import Job
 
@@ -51,15 +52,15 @@ class Talk(NamedTuple):
 
 
 @contextlib.contextmanager
-def begun(root: Root, job: Job, birth: Birth, *, outlives: bool, lazily: bool = False) -> Iterator[Begun]:
-    """A criu for one dump or restore; when the block ends so has criu, which undoes what it was in the middle of.
+def begun(root: Root, job: Job, birth: Birth, *, lazily: bool = False) -> Iterator[Begun]:
+    """A criu for one dump or, where ``birth`` is in a control group, one restore; when the block ends so has criu, which
+    undoes what it was in the middle of. In the middle it doesn't die with this engine: see `settle`.
 
-    ``outlives``: it doesn't die with this engine, see `settle`. ``lazily``: its processes may make userfaultfds."""
+    ``lazily``: its processes may make userfaultfds."""
     with contextlib.ExitStack() as stack:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.callback(ours.close)
-        if outlives:
-            stack.callback(_gone, root, job)
+        stack.callback(_gone, root, job)
         with theirs:
             spec = CriuBirth(
                 **msgspec.structs.asdict(birth),
@@ -67,10 +68,9 @@ def begun(root: Root, job: Job, birth: Birth, *, outlives: bool, lazily: bool = 
                 args=("swrk", str(theirs.fileno())),
                 kdat=os.fspath(_cache(root)),
                 preload=os.fspath(launch.program("serac-userfaultfd.so")) if lazily else None,
-                pidfile=(ours.fileno(), os.fspath(_pidfile(root, job))) if outlives else None,
+                pidfile=(ours.fileno(), os.fspath(_pidfile(root, job))),
             )
-            kept = [ours.fileno()] if outlives else []
-            slot = stack.enter_context(CriuSlot(spec, descriptors=[theirs.fileno(), *kept]))
+            slot = stack.enter_context(CriuSlot(spec, descriptors=[theirs.fileno(), ours.fileno()]))
         begun = Begun(slot, ours)
         yield begun
         if begun.last is not None:
@@ -81,7 +81,7 @@ def begun(root: Root, job: Job, birth: Birth, *, outlives: bool, lazily: bool = 
 
 @contextlib.contextmanager
 def started(root: Root, begun: Begun, view: View, images: Path, *, work: Path, patience: float) -> Iterator[Talk]:
-    """Show criu its ``view``, and speak with it. ``work``: where it leaves its log. ``patience`` in seconds: how long it
+    """Show criu its ``view``, and speak with it. ``work``: where it leaves its log. ``patience``: how many seconds it
     may be silent."""
     with contextlib.ExitStack() as stack:
         directories = [_opened(path, stack) for path in (images, work)]
@@ -118,9 +118,15 @@ def explained(log: Path) -> checkpoint.Obstacle:
         return checkpoint.explain("")
 
 
+def left(root: Root, job: Job) -> bool:
+    """Whether a criu is at work on a job, or was when its engine died."""
+    return _pidfile(root, job).exists()
+
+
 def settle(root: Root, job: Job, *, committed: bool) -> None:
-    """Let a criu whose engine died come to its end: it goes through with the dump, or undoes it. The caller holds the
-    job's lock. Raises Busy while it is still at work."""
+    """Let a criu whose engine died come to its end: it goes through with a dump, or undoes it; of a restore it lets the
+    processes run either way, which are killed before where they must not. The caller holds the job's lock. Raises Busy
+    while it is still at work."""
     path = _pidfile(root, job)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

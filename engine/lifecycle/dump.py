@@ -20,7 +20,7 @@ from pathlib import Path
 from engine import cgroup, checkpoint, launch, layers, tools
 from engine.errors import CannotCheckpoint, HostLacks, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing, from_os
 from engine.kernel import process
-from engine.launch import Birth, NetworkSpec, View
+from engine.launch_spec import Birth, NetworkSpec, View
 from engine.lifecycle import abandoned, criu, processes
 from engine.lifecycle.root import Root
 from engine.model import Job, JobState, ProcessImage
@@ -36,7 +36,7 @@ def begun(root: Root, job: Job) -> Iterator[criu.Begun]:
     with contextlib.ExitStack() as stack:
         with step("pause.begin", job=job.id), _translated(root.run_job(job.id) / "dump.log"):
             birth = Birth(stage=os.fspath(root.stage(job.id)))
-            begun = stack.enter_context(criu.begun(root, job, birth, outlives=True))
+            begun = stack.enter_context(criu.begun(root, job, birth))
         yield begun
 
 

@@ -1,8 +1,8 @@
 """prefetch: the resume of a paused job is announced.
 
-1 the job's chain is mounted; 2 the kernel reads what the resume will; 3 a slot is made for it (`engine.lifecycle.ahead`)
-and kept for some seconds. The job stays paused, and its resume in this engine takes what is there. Killed in between, or
-when the seconds are over: as with any slot.
+1 the job's chain is mounted; 2 the kernel reads what the resume will; 3 a slot is made for it
+(`engine.lifecycle.ahead`) and kept for some seconds. The job stays paused, and its resume in this engine takes what is
+there. Killed in between, or when the seconds are over: as with any slot.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def prefetch(root: Root, job: Job, how: resume.How, *, seconds: float) -> Prefet
                 mounting.mount_chain(root, job.base, root.catalog.chain(job.layers))
             with step("prefetch.read", job=job.id):
                 size = _read(root, snapshot, image=back, memory=not choice.lazy)
-            slot = root.shelf.keep(partial(ahead.make, root, job, what, verb="prefetch")).result()
+            with step("prefetch.begin", job=job.id):
+                slot = root.shelf.keep(partial(ahead.make, root, job, what)).result()
         except BaseException:
             processes.take_down(root, job)
             raise

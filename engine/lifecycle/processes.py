@@ -25,7 +25,8 @@ from engine.errors import (
     WrongState,
 )
 from engine.kernel import process
-from engine.launch import IO_INSIDE, Birth, JobBirth, JobSlot, JobView, View
+from engine.launch import IO_INSIDE, JobSlot
+from engine.launch_spec import Birth, JobBirth, JobView, View
 from engine.lifecycle import mounting
 from engine.lifecycle.root import Root
 from engine.model import Address, Job, Layer, SessionSpec
@@ -57,11 +58,10 @@ def place(root: Root, job: Job) -> Birth:
     )
 
 
-def begin(root: Root, job: Job, *, verb: str) -> JobSlot:
+def begin(root: Root, job: Job) -> JobSlot:
     """A slot for a job's init. While it makes what needs no layers the caller plans; who takes the job down on an error
     and leaves the slot's context."""
-    with step(f"{verb}.begin", job=job.id):
-        return JobSlot(job_birth(job, place(root, job)), hold=job.spec.net == "bridge")
+    return JobSlot(job_birth(job, place(root, job)), hold=job.spec.net == "bridge")
 
 
 def bring_up(root: Root, job: Job, slot: JobSlot, *, verb: str) -> None:

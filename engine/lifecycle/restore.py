@@ -1,7 +1,9 @@
 """restore: criu brings the processes of a snapshot back; a part of `engine.lifecycle.resume` and of a fork.
 
 While the caller's block runs, everything is there and nothing has run yet: that is the place for its commit. A restore
-that fails leaves the image as it was; the caller takes down what there is of the job.
+that fails leaves the image as it was; the caller takes down what there is of the job. When the engine dies criu and what
+it brought back stand still, until who takes the job next kills them or lets them run (`criu.settle`), as the catalog
+says.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import msgspec
 from engine import cgroup, checkpoint, launch, layers, network, store, tools
 from engine.errors import CannotRestore, Damaged, NoSpace, Timeout, from_os
 from engine.kernel import process
-from engine.launch import NetworkSpec, View
+from engine.launch_spec import NetworkSpec, View
 from engine.lifecycle import criu, lazy, mounting, processes
 from engine.lifecycle.root import Root
 from engine.model import Job, ProcessImage, Snapshot
@@ -27,17 +29,6 @@ SHM = 64 << 20
 
 SPEED = 50 << 20
 """bytes of memory a second that a restore reads at least"""
-
-
-@contextlib.contextmanager
-def begun(root: Root, job: Job, *, lazily: bool, verb: str) -> Iterator[criu.Begun]:
-    """A criu for `restored`, started while the caller plans; who takes the job down on an error. Ended with the
-    block."""
-    with contextlib.ExitStack() as stack:
-        with step(f"{verb}.begin", job=job.id):
-            birth = processes.place(root, job)
-            begun = stack.enter_context(criu.begun(root, job, birth, outlives=False, lazily=lazily))
-        yield begun
 
 
 @contextlib.contextmanager
@@ -60,6 +51,7 @@ def restored(
         with step(f"{verb}.restore", job=job.id), _translated(work / "restore.log"):
             patience = root.timeout + image.memory / SPEED
             talk = stack.enter_context(criu.started(root, begun, view, images, work=work, patience=patience))
+            stack.enter_context(_dead_on_failure(root, job))
             pages = stack.enter_context(lazy.served(root, job, talk.images)) if lazily else None
             _fill_shm(talk, image, images)
             options = checkpoint.restore_options(images=talk.images, work=talk.work, lazily=lazily)
@@ -74,11 +66,21 @@ def restored(
                 pages.ready()
             hold.end()
         yield
-        # All that is left to criu is to let go, which the kernel does for it if it dies.
+        # All that is left to criu is to let go: it does so, or the kernel does when it dies.
         with step(f"{verb}.go", job=job.id), contextlib.suppress(checkpoint.CriuGone, checkpoint.Refused, Timeout):
             talk.conversation.finish()
     for name, milliseconds in checkpoint.restore_times(work).items():
         add(name, milliseconds)
+
+
+@contextlib.contextmanager
+def _dead_on_failure(root: Root, job: Job) -> Iterator[None]:
+    """A criu that is given up at the end lets the processes run, on files that are the snapshot's."""
+    try:
+        yield
+    except BaseException:
+        cgroup.kill(root.group_of(job), timeout=root.timeout)
+        raise
 
 
 @contextlib.contextmanager

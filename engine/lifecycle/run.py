@@ -1,7 +1,7 @@
 """run: a new job on a base; and fork: a new job on a snapshot's chain. One story, two beginnings.
 
-1 make the job's directories, begin its birth, make its empty upper; 2 row: job ``created``, with its layer; 3 mount, launch, start its
-sessions; 4 COMMIT: ``running``.
+1 make the job's directories; begin its birth (`engine.lifecycle.ahead`); make its empty upper; 2 row: job ``created``,
+with its layer; 3 mount, launch, start its sessions; 4 COMMIT: ``running``.
 
 | killed | leaves | put right by |
 | --- | --- | --- |
@@ -202,7 +202,7 @@ def reader(root: Root, base: str, chain: tuple[str, ...]) -> Iterator[Job]:
 def _made(
     root: Root, job: Job, begin: Callable[[Job], contextlib.AbstractContextManager[Begun]]
 ) -> Iterator[tuple[Job, Begun]]:
-    """The job, made and locked, in state ``created``, and what ``begin`` began for it before; erased if the block fails.
+    """The job, made and locked, in state ``created``, and what was begun for it before; erased if the block fails.
 
     The lock is taken before the row is there: to another engine a ``created`` job that isn't locked is a crash."""
     with root.intent(f"job-{job.id}") as intent:
