@@ -76,15 +76,21 @@ def _until(samples: Mapping[str, Sample]) -> Mapping[str, Sample]:
     return {verb: samples[verb] for verb in ("resume", "first instruction")}
 
 
-def _births(outcome: Outcome, engine: Engine, snapshot: str, cache: str, made: str) -> None:
+def _settle(engine: Engine, cache: str) -> None:
+    """Which of the two engines has changed the catalog last is no matter of the pool's."""
     settle(cache)
+    engine.jobs()
+
+
+def _births(outcome: Outcome, engine: Engine, snapshot: str, cache: str, made: str) -> None:
+    _settle(engine, cache)
     began = time.time_ns()
     job = Subject(engine, "begun")
     samples = {"run": Sample(job.ms), "first instruction": Sample((job.born.first - began) / 1e6)}
     outcome.add_all("serac", samples, mode="run", cache=cache, ahead=made)
     job.remove()
     _await_full(engine)
-    settle(cache)
+    _settle(engine, cache)
     began = time.time_ns()
     ms, fork = timed(lambda: engine.fork(snapshot, mode="process"))
     word = awake(engine.config.root / "jobs" / fork.job / "io" / "woke")
