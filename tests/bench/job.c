@@ -193,7 +193,8 @@ int main(int count, char **words) {
     } else if (count > 3 && !strcmp(verb, "files")) {
         write_files(words[2], atol(words[3]));
     } else {
-        fputs("usage: job hold MEGABYTES PROCESSES [FILE [DIRECTORY STEP]] | init PROGRAM ARG.. | answer | read DIRECTORY STEP"
+        fputs("usage: job hold MEGABYTES PROCESSES [FILE [DIRECTORY STEP]] | init PROGRAM ARG.. | answer | read "
+              "DIRECTORY STEP"
               " | write FILE BYTES | files DIRECTORY COUNT\n",
               stderr);
         return 2;
