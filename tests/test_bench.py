@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench import building, floor, report
-from bench.measure import Budget, Outcome, Sample, figure, percentile
+from bench import building, floor, readme, report
+from bench.measure import Budget, Outcome, Sample, figure, percentile, said
+from bench.scenarios import SCENARIOS
 
 HUNDRED = [float(value) for value in range(100, 0, -1)]
 
@@ -104,6 +105,34 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "text"), [(0.123, "0.12"), (12.34, "12.3"), (1234.5, "1234"), (7, "7")])
 def test_figures_are_short(value: float, text: str) -> None:
     assert figure(value) == text
+
+
+def test_budgets_that_are_about_the_same_share_a_line_in_the_readme() -> None:
+    made = outcome()
+    for size, value in ((10, 1.25), (100, 2.0), (10_000, 1.0)):
+        made.budget("resume", value, 1.5, of=said({"mode": "process", "cache": "cold", "megabytes": size}))
+    made.budget("resume", 120.0, 100.0, of="3000 MB", least=True)
+    made.budget("wrong ones", 1, 0, unit="")
+    text = "\n".join(readme.budgets(report.Report(host={}, outcomes=[made])))
+    missed = "**missed**: process, cold cache, megabytes 100"
+    assert f"| made | resume | <= 1.50 x | 1.00 to 2.00 x | {missed} |" in text
+    assert "| made | resume | >= 100 x | 120 x | held |" in text
+    assert "| made | wrong ones | <= 0 | 1 | **missed** |" in text
+    assert len(text.splitlines()) == 5
+
+
+def test_the_readme_says_what_was_measured(tmp_path: Path) -> None:
+    assert readme.present(readme.README.read_text()) == readme.section(readme.RESULTS)
+    made = outcome()
+    made.budget("against the floor", 3.0, 1.5)
+    report.write(report.Report(host={"kernel": "Linux 6.18", "load before": "0.1"}, outcomes=[made]), tmp_path)
+    (tmp_path / "size.svg").touch()
+    text = readme.section(tmp_path)
+    assert "Measured: kernel Linux 6.18." in text
+    assert "| made | against the floor | <= 1.50 x | 3.00 x | **missed** |" in text
+    assert f"![{readme.PLOTS['size']}](size.svg)" in text
+    assert text != readme.section(tmp_path / "none")
+    assert all(f"| `{name}` | {scenario.__doc__} |" in text for name, scenario in SCENARIOS.items())
 
 
 def test_criu_is_asked_for_the_same_on_its_command_line() -> None:

@@ -78,6 +78,7 @@ def test_python_is_formatted() -> None:
 
 def test_types_hold() -> None:
     passes(BIN / "mypy")
+    passes(BIN / "mypy", "--follow-imports=silent", "tests/bench", env={"MYPYPATH": "tests"})
 
 
 def test_imports_go_down_only() -> None:

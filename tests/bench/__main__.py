@@ -13,12 +13,12 @@ from pathlib import Path
 
 import leftovers
 
-from bench import hostfacts, interrupts, place, report
+from bench import hostfacts, interrupts, place, readme, report
 from bench.measure import Outcome
 from bench.plan import FULL, QUICK
+from bench.readme import RESULTS
 from bench.scenarios import SCENARIOS, SLOW, Scenario
 
-RESULTS = Path(__file__).resolve().parent / "results"
 UNFINISHED = Path(__file__).resolve().parents[2] / "build/bench"
 LOCK = Path("/run/lock/serac-tests")
 """of the root tests, which count what the host holds, as this does"""
@@ -45,7 +45,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure serac against its floor and its peers.")
-    parser.add_argument("--quick", action="store_true", help="fewer runs and smaller sizes: some two minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer runs and smaller sizes: some three minutes")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, metavar="SCENARIO", help=", ".join(SCENARIOS))
     parser.add_argument(
         "--output",
@@ -87,6 +87,8 @@ def _publish(found: report.Report, output: Path) -> None:
     for outcome in found.outcomes:
         print("\n".join(f"{outcome.name}: {budget.verdict}" for budget in outcome.budgets))
     missed = sum(not budget.held for outcome in found.outcomes for budget in outcome.budgets)
+    if output == RESULTS:
+        readme.main()
     print(f"{missed} missed; written: {', '.join(os.fspath(file) for file in (output / 'results.md', *drawn))}")
 
 

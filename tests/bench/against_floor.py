@@ -8,13 +8,12 @@ from bench.place import Place
 from bench.serac import Subject
 from engine.model import Mode
 
-LIMIT = 1.5
 SPREAD = 3.0
 MODES: tuple[Mode, ...] = ("process", "filesystem")
 
 
 def small_job(place: Place) -> Outcome:
-    """A small job, by step."""
+    """A small job by step, beside the floor: how much of its pause and its resume is the engine's own."""
     outcome = Outcome(name="floor", title="A small job, 5 MB of memory, one process: serac beside the floor")
     with place.engine() as engine:
         subject = Subject(engine, "small")
@@ -41,16 +40,14 @@ def _turn(outcome: Outcome, subject: Subject, floor: Floor, *, mode: Mode, cache
 
 
 def _judge(outcome: Outcome, caches: tuple[str, ...]) -> None:
-    for cache in caches:
-        for mode in MODES:
-            floor = outcome.p50("floor", "resume", mode=mode, cache=cache)
-            ratio = outcome.p50("serac", "resume", mode=mode, cache=cache) / floor
-            outcome.budget(f"resume, {mode}, {cache} cache, against the floor", ratio, LIMIT)
-            floor = outcome.p50("floor", "pause", mode=mode, cache=cache)
-            ratio = outcome.p50("serac", "pause without flush", mode=mode, cache=cache) / floor
-            outcome.budget(f"pause without flush, {mode}, {cache} cache, against the floor", ratio, LIMIT)
+    for mode in MODES:
+        for cache in caches:
+            outcome.against_floor(f"resume, {mode}", "resume", of=f"{cache} cache", mode=mode, cache=cache)
+        for cache in caches:
+            verb, of = "pause without flush", f"{cache} cache"
+            outcome.against_floor(f"{verb}, {mode}", verb, floor="pause", of=of, mode=mode, cache=cache)
     for mode in MODES:
         for verb in ("pause", "resume"):
             series = outcome.find("serac", verb, mode=mode, cache="warm")
-            text = f"p99 of {len(series.samples)} against p50, {verb}, {mode}, warm cache"
-            outcome.budget(text, series.p99 / series.p50, SPREAD)
+            about = f"p99 of {len(series.samples)} against p50, warm cache"
+            outcome.budget(about, series.p99 / series.p50, SPREAD, of=f"{verb}, {mode}")

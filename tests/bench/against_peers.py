@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from bench.measure import Outcome, Sample, settle, timed
+from bench.measure import Outcome, Sample, at_rest, timed
 from bench.peers import PeerFailed, Podman, Runc, Tar, missing, podman, runc
 from bench.place import Place
 from bench.serac import Subject
@@ -18,7 +18,7 @@ HUGE = 3000
 
 
 def peers(place: Place) -> Outcome:
-    """Podman, runc, tar + lz4."""
+    """Beside Podman, runc and tar + lz4, by what the job has written."""
     outcome = Outcome(name="peers", title="serac beside its peers, by megabytes that the job has written")
     outcome.notes.append("podman: checkpoint --export --compress none, restore --import, network none, runtime runc")
     outcome.notes.append("runc keeps processes only, tar + lz4 files only; serac's pause includes its flush to disk")
@@ -38,9 +38,9 @@ def peers(place: Place) -> Outcome:
 def _processes_alone(outcome: Outcome, place: Place, peer: Runc) -> None:
     try:
         for _ in range(place.plan.rounds):
-            settle()
+            at_rest()
             outcome.add_all("runc", peer.pause(), megabytes=0)
-            settle()
+            at_rest()
             outcome.add_all("runc", peer.resume(), megabytes=0)
     except PeerFailed as error:
         outcome.notes.append(f"runc has failed, and was measured no further: {error}")
@@ -59,21 +59,23 @@ def _with_diff(outcome: Outcome, place: Place, megabytes: int) -> None:
         for _ in range(place.plan.rounds if megabytes < 100 else place.plan.few):
             _own_turn(outcome, subject, megabytes)
             if packer is not None:
+                at_rest()
                 outcome.add_all("tar+lz4", packer.pause(_upper(subject)), megabytes=megabytes)
+                at_rest()
                 outcome.add_all("tar+lz4", packer.resume(), megabytes=megabytes)
             if rival is not None and not _rivals_turn(outcome, rival, megabytes):
                 rival = None
 
 
 def _own_turn(outcome: Outcome, subject: Subject, megabytes: int) -> None:
-    settle()
+    at_rest()
     outcome.add_all("serac", subject.resume(), megabytes=megabytes)
-    settle()
+    at_rest()
     outcome.add_all("serac", subject.pause("process"), megabytes=megabytes)
-    settle()
+    at_rest()
     ms, _ = timed(lambda: ordered(subject.engine, "resume", subject.name))
     outcome.add("serac, the command", "resume", Sample(ms), megabytes=megabytes)
-    settle()
+    at_rest()
     ms, _ = timed(lambda: ordered(subject.engine, "pause", "--mode", "process", subject.name))
     outcome.add("serac, the command", "pause", Sample(ms), megabytes=megabytes)
 
@@ -81,9 +83,9 @@ def _own_turn(outcome: Outcome, subject: Subject, megabytes: int) -> None:
 def _rivals_turn(outcome: Outcome, rival: Podman, megabytes: int) -> bool:
     """Whether another one can follow."""
     try:
-        settle()
+        at_rest()
         outcome.add_all("podman", rival.pause(), megabytes=megabytes)
-        settle()
+        at_rest()
         outcome.add_all("podman", rival.resume(), megabytes=megabytes)
     except PeerFailed as error:
         outcome.notes.append(f"podman, {megabytes} MB: has failed, and was measured no further: {error}")
@@ -101,5 +103,5 @@ def _judge(outcome: Outcome, diffs: tuple[int, ...]) -> None:
         with contextlib.suppress(KeyError):  # not measured, as the notes say
             rival, own = (outcome.p50(who, "resume", megabytes=megabytes) for who in ("podman", "serac"))
             wanted = LARGE if megabytes >= HUGE else SMALL
-            text = f"podman's resume against serac's, {megabytes} MB written"
-            outcome.budget(text, rival / own, wanted, least=True)
+            of = f"{megabytes} MB written"
+            outcome.budget("podman's resume against serac's", rival / own, wanted, of=of, least=True)

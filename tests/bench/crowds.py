@@ -32,7 +32,7 @@ class Fork(NamedTuple):
 
 
 def forks(place: Place) -> Outcome:
-    """Forks of one snapshot at once."""
+    """Forks of one snapshot at once: each is right, and how many a second."""
     outcome = Outcome(name="forks", title="Forks of one snapshot at once, mode process")
     with place.engine() as engine:
         subject = Subject(engine, "origin", megabytes=MEGABYTES)
@@ -43,7 +43,9 @@ def forks(place: Place) -> Outcome:
             for _ in range(max(3, place.plan.rounds // at_once)):
                 wrong += _burst(outcome, engine, subject.snapshot, at_once)
                 total += at_once
-            outcome.budget(f"forks, {at_once} at once: wrong ones among {total}", wrong, 0, unit="")
+            outcome.budget(
+                "forks that aren't what they must be", wrong, 0, of=f"{at_once} at once, of {total}", unit=""
+            )
             _throughput(outcome, at_once)
     return outcome
 
@@ -85,7 +87,7 @@ def _wrong(outcome: Outcome, engine: Engine, made: list[Fork], began: int) -> in
 
 
 def paused(place: Place) -> Outcome:
-    """Jobs that are paused at the same time."""
+    """Many jobs that are paused: the host holds nothing of them, and the next resume is no slower."""
     count = place.plan.paused
     outcome = Outcome(name="paused", title=f"{count} paused jobs of {MEGABYTES} MB: what the host holds of them")
     with place.engine() as engine:

@@ -3,22 +3,31 @@
  * flush, no report of an error but a word, no cleaning up after one: serac is measured beside this.
  *
  *   floor restore KEY=VALUE.. -- CRIU ARG..     cgroup, mount namespace, idmapped trees, overlay; criu until it has ended
- *   floor run KEY=VALUE.. -- PROGRAM ARG..      the same, then all namespaces and PROGRAM, until it writes to descriptor 3
+ *   floor run KEY=VALUE.. -- INIT ARG..         the same, then a world and INIT, until its child writes to descriptor 3
  *   floor stop KEY=VALUE.. [-- CRIU ARG..]      freeze, criu until it has ended, kill, cgroup
  *
  * Keys: cgroup=DIR (v2; made, and removed by stop)  base=DIR layers=DIR io=DIR (trees)  layer=DIR (made, for upper and work)
  * overlay=OPTIONS (of mount(2), relative to a directory that holds base/ and layers/)  ids=FIRST:COUNT  kdat=FILE (criu's
- * knowledge of the kernel).  On standard output a line for each step: its name and microseconds.
+ * knowledge of the kernel)  pid=FILE (where criu writes the number of the first process).  On standard output a line for
+ * each step: its name and microseconds.
  *
- * Beside serac it leaves out of a restore: loopback in the new network namespace, notifications, placing threads.  Out of
- * a run: limits, seccomp filter, capabilities, masked paths, sysfs, devpts, /dev/shm, loopback, the io directory, names and
- * files, an init that the program is a child of.  Out of a stop: looking at the processes, copies of /dev/shm and logs.
+ * A run gives the job the world that a job of serac has (floor_inside.c): user, pid, mount, network, ipc and uts
+ * namespaces, loopback up, /proc, /sys, /dev/pts, /dev/shm, the io directory, paths masked and read-only, a host name,
+ * limits, few capabilities, a filter of system calls, and an init that the program is a child of.  A restore has all that
+ * from criu, but for loopback.
+ *
+ * Left out are serac's own choices.  Of a run: a control socket, /etc/hosts and /etc/hostname, sessions.  Of a restore:
+ * notifications, the lock on the network, names, placing threads.  Of a stop: looking at the processes, copies of
+ * /dev/shm and logs.
  */
 #define _GNU_SOURCE
+#include "floor.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <linux/securebits.h>
+#include <net/if.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -26,9 +35,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/fsuid.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -37,16 +48,14 @@
 #include <time.h>
 #include <unistd.h>
 
-#define VIEW "/run"
-
-static const char *const keys[] = {"cgroup", "base", "layers", "io", "layer", "overlay", "ids", "kdat"};
-enum key { CGROUP, BASE, LAYERS, IO, LAYER, OVERLAY, IDS, KDAT, KEYS };
+static const char *const keys[] = {"cgroup", "base", "layers", "io", "layer", "overlay", "ids", "kdat", "pid"};
+enum key { CGROUP, BASE, LAYERS, IO, LAYER, OVERLAY, IDS, KDAT, PID, KEYS };
 static const char *given[KEYS];
 
 /* Shared with the children, so that a step may begin in one process and end in another. */
 static struct timespec *last;
 
-static int must(long done, const char *what) {
+int must(long done, const char *what) {
     if (done >= 0)
         return (int)done;
     fprintf(stderr, "floor: %s: %s\n", what, strerror(errno));
@@ -57,14 +66,14 @@ static long micros(const struct timespec *start, const struct timespec *end) {
     return (end->tv_sec - start->tv_sec) * 1000000 + (end->tv_nsec - start->tv_nsec) / 1000;
 }
 
-static void mark(const char *step) {
+void mark(const char *step) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     dprintf(STDOUT_FILENO, "%s %ld\n", step, micros(last, &now));
     *last = now;
 }
 
-static void put(const char *directory, const char *name, const char *text) {
+void put(const char *directory, const char *name, const char *text) {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s", directory, name);
     int fd = must(open(path, O_WRONLY | O_CLOEXEC), path);
@@ -147,12 +156,14 @@ static void tree_attach(int tree, const char *name) {
     close(tree);
 }
 
-/* criu trusts its cache on a tmpfs only. */
 static void view_mount(void) {
-    int kdat = open(given[KDAT], O_RDONLY | O_CLOEXEC);
     must(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "private");
     must(mount("tmpfs", VIEW, "tmpfs", 0, "mode=0711"), VIEW);
     must(chdir(VIEW), VIEW);
+}
+
+/* criu trusts its cache on a tmpfs only; `kdat` was opened before the view hid it. */
+static void cache_put(int kdat) {
     if (kdat < 0)
         return;
     struct stat status;
@@ -206,59 +217,76 @@ static void shm_mount(void) {
 
 /* Verbs */
 
-static void execute(char **words) {
+void standard_close(void) {
     int null = must(open("/dev/null", O_RDWR | O_CLOEXEC), "/dev/null");
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
         must(dup2(null, fd), "standard files");
+}
+
+static void execute(char **words) {
+    standard_close();
     execv(words[0], words);
     _exit(127);
+}
+
+void loopback_raise(void) {
+    struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    int fd = must(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "lo");
+    must(ioctl(fd, SIOCSIFFLAGS, &lo), "lo");
+    close(fd);
+}
+
+/* criu leaves what it was told to empty as the kernel made it. */
+static void network_finish(void) {
+    char path[48];
+    pid_t pid = 0;
+    FILE *file = fopen(given[PID], "re");
+    must(file && fscanf(file, "%d", &pid) == 1 ? 0 : -1, given[PID]);
+    fclose(file);
+    snprintf(path, sizeof path, "/proc/%d/ns/net", pid);
+    must(setns(must(open(path, O_RDONLY | O_CLOEXEC), path), CLONE_NEWNET), path);
+    loopback_raise();
 }
 
 static int restore(char **words) {
     pid_t pid = born(CLONE_NEWNS);
     if (pid == 0) {
         mark("cgroup");
+        int kdat = open(given[KDAT], O_RDONLY | O_CLOEXEC);
         trees_mount(userns_make());
+        cache_put(kdat);
         shm_mount();
         mark("mounts");
         execute(words);
     }
     int status = wait_for(pid);
     mark("criu");
-    return status;
+    if (status)
+        return status;
+    network_finish();
+    mark("network");
+    return 0;
 }
 
-static void hear(int link) {
+void hear(int link) {
     char byte;
     must(read(link, &byte, 1) == 1 ? 0 : -1, "the other side");
 }
 
-static void tell(int link) {
+void tell(int link) {
     must(write(link, "", 1), "the other side");
 }
 
-/* Inherited mounts are locked, which pivot_root refuses: the root is bound on itself. */
-static void root_enter(void) {
-    must(unshare(CLONE_NEWNS), "mount namespace");
-    int root = must(open_tree(AT_FDCWD, VIEW "/root", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC), "root");
-    must(move_mount(root, "", AT_FDCWD, VIEW "/root", MOVE_MOUNT_F_EMPTY_PATH), "root");
-    must(chdir(VIEW "/root"), "root");
-    must(syscall(SYS_pivot_root, ".", "."), "pivot_root");
-    must(mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL), "/proc");
-    must(umount2(".", MNT_DETACH), "the host's root");
-    must(chdir("/"), "/");
-}
-
-static void job(int link, char **words) {
-    hear(link); /* ids are mapped */
-    must(setresgid(0, 0, 0), "group");
-    must(setresuid(0, 0, 0), "user");
-    must(setsid(), "session");
-    must(unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS), "namespaces");
-    hear(link); /* the root is mounted */
-    root_enter();
-    must(dup2(link, 3), "link");
-    execute(words);
+/* As high as this process may, and no core dumps: raising one takes the host's rights. */
+static void limits_set(pid_t pid) {
+    const struct rlimit none = {0, 0};
+    struct rlimit limit;
+    must(getrlimit(RLIMIT_NOFILE, &limit), "limits");
+    limit.rlim_cur = limit.rlim_max;
+    must(prlimit(pid, RLIMIT_NOFILE, &limit, NULL), "limits");
+    must(getrlimit(RLIMIT_MEMLOCK, &limit), "limits");
+    must(prlimit(pid, RLIMIT_MEMLOCK, &limit, NULL), "limits");
+    must(prlimit(pid, RLIMIT_CORE, &none, NULL), "limits");
 }
 
 static int run(char **words) {
@@ -277,8 +305,9 @@ static int run(char **words) {
     int userns = userns_open(pid);
     tell(link[0]);
     trees_mount(userns);
+    limits_set(pid);
+    mark("mounts"); /* the next two are the other side's */
     tell(link[0]);
-    mark("mounts");
     hear(link[0]);
     mark("answer");
     return 0;
@@ -287,8 +316,10 @@ static int run(char **words) {
 static void dump(char **words) {
     pid_t pid = must(fork(), "fork");
     if (pid == 0) {
+        int kdat = open(given[KDAT], O_RDONLY | O_CLOEXEC);
         must(unshare(CLONE_NEWNS), "mount namespace");
         view_mount();
+        cache_put(kdat);
         execute(words);
     }
     int status = wait_for(pid);

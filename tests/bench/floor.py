@@ -62,7 +62,7 @@ class Floor:
         self._layer = self._layers / "floor"
         self._work = directory / "floor-work"
         self._images = self._layers / "floor-image"
-        self._group = Path(cgroup.hierarchies().unified) / "serac-bench-floor"
+        self.group = Path(cgroup.hierarchies().unified) / "serac-bench-floor"
         self._criu = os.fspath(tools.find("criu").path)
 
     def __enter__(self) -> Floor:
@@ -73,8 +73,8 @@ class Floor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with interrupts.put_off():
-            if self._group.exists():
-                group = cgroup.Group(path=os.fspath(self._group))
+            if self.group.exists():
+                group = cgroup.Group(path=os.fspath(self.group))
                 cgroup.kill(group, timeout=60)
                 cgroup.remove(group)
             self._clear()
@@ -93,7 +93,7 @@ class Floor:
         return {"resume": sample, "first instruction": Sample((word.first - began) / 1e6)}
 
     def run(self) -> Mapping[str, Sample]:
-        return {"resume": self._run("run", JOB, "answer")}
+        return {"resume": self._run("run", JOB, "init", JOB, "answer")}
 
     def stop(self, *, dump: bool) -> Mapping[str, Sample]:
         with self._dump_words(dump=dump) as words:
@@ -108,7 +108,7 @@ class Floor:
             return
         self._images.mkdir()
         options = checkpoint.dump_options(
-            images=0, work=0, pid=int(Path(self._pidfile()).read_text()), cgroup=os.fspath(self._group), timeout=600
+            images=0, work=0, pid=int(Path(self._pidfile()).read_text()), cgroup=os.fspath(self.group), timeout=600
         )
         yield [self._criu, "dump", *self._places(self._images, "dump.log"), *criu_flags(options, restore=False)]
 
@@ -137,7 +137,7 @@ class Floor:
         own = "upperdir=layers/floor/upper,workdir=layers/floor/work"
         kdat = next(engine.config.run.glob("criu-*.kdat"), Path("/nonexistent"))
         return [
-            f"cgroup={self._group}",
+            f"cgroup={self.group}",
             f"base={engine.config.run / 'mounts' / snapshot.base}",
             f"layers={self._layers}",
             f"io={self._subject.io}",
@@ -145,6 +145,7 @@ class Floor:
             f"overlay=lowerdir={lowers},{own},{','.join(layers.OPTIONS)}",
             f"ids={first}:{count}",
             f"kdat={kdat}",
+            f"pid={self._pidfile()}",
         ]
 
     def _clear(self) -> None:

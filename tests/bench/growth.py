@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 from bench.floor import Floor
-from bench.measure import Outcome, settle
+from bench.measure import Outcome, at_rest, settle
 from bench.place import Place
+from bench.plan import Plan
 from bench.serac import Subject
 from engine import Engine
 from engine.model import Memory, Mode
@@ -16,10 +17,12 @@ MODES: tuple[Mode, ...] = ("process", "filesystem")
 FLAT = 1.2
 LAZY = 1.5
 CHAIN = 1.5
+LARGE = 100
+"""megabytes of memory from which on a round takes seconds"""
 
 
 def size(place: Place) -> Outcome:
-    """Megabytes in the upper."""
+    """Against the megabytes in the upper: a pause and a resume don't grow with what the job has written."""
     outcome = Outcome(name="size", title="Pause and resume against the upper's size")
     sizes = [size for size in place.plan.sizes if place.has_room(size)]
     for left in set(place.plan.sizes) - set(sizes):
@@ -29,7 +32,7 @@ def size(place: Place) -> Outcome:
 
 
 def files(place: Place) -> Outcome:
-    """Files in the upper."""
+    """Against the number of files in the upper: nor with how many files that is."""
     outcome = Outcome(name="files", title="Pause and resume against the number of files in the upper")
     _uppers(outcome, place, "files", place.plan.files, Subject.write_files)
     return outcome
@@ -48,8 +51,8 @@ def _uppers(
         _both_modes(outcome, place, what, subjects)
     for cache in place.plan.caches:
         for mode in MODES:
-            text = f"resume, {mode}, {cache} cache, {values[-1]} {what} against {values[0]}"
-            outcome.flat(text, "resume", FLAT, {what: values[0]}, {what: values[-1]}, mode=mode, cache=cache)
+            about = f"resume, {values[-1]} {what} against {values[0]}"
+            outcome.flat(about, "resume", FLAT, {what: values[0]}, {what: values[-1]}, mode=mode, cache=cache)
 
 
 def _both_modes(outcome: Outcome, place: Place, what: str, subjects: Mapping[int, Subject]) -> None:
@@ -65,70 +68,92 @@ def _both_modes(outcome: Outcome, place: Place, what: str, subjects: Mapping[int
 
 
 def memory(place: Place) -> Outcome:
-    """Megabytes of memory, brought back at once or as they are touched."""
+    """Against memory, eager and lazy: a lazy resume is at its first instruction before its memory is there."""
     outcome = Outcome(name="memory", title="Pause and resume against memory, mode process, eager and lazy")
-    outcome.notes.append("a lazy resume adds a layer: round N has N of them, in all cases alike; the floor is eager")
+    outcome.notes.append(f"from {LARGE} MB on: a lazy resume every second round, an eager one every sixth")
+    outcome.notes.append("a lazy resume adds a layer: as many in all cases alike; the floor is eager")
     with place.engine() as engine:
-        subjects = {value: Subject(engine, f"memory-{value}", megabytes=value) for value in place.plan.memory}
-        for subject in subjects.values():
-            subject.pause("process")
-        for _ in range(place.plan.few * 2):
-            for value, subject in subjects.items():
-                _memory_turn(outcome, place, value, subject)
-    low, high = place.plan.memory[1], place.plan.memory[-1]
-    text = f"first instruction, lazy, {high} MB of memory against {low}"
-    outcome.flat(text, "first instruction", LAZY, {"memory": low}, {"memory": high}, way="lazy")
-    for value in place.plan.memory:
-        floor = outcome.p50("floor", "resume", memory=value, way="eager")
-        text = f"resume, eager, {value} MB of memory, against the floor"
-        outcome.budget(text, outcome.p50("serac", "resume", memory=value, way="eager") / floor, 1.5)
+        subjects = {value: _copies(engine, value) for value in place.plan.memory}
+        for cache in place.plan.caches:
+            for number in range(place.plan.rounds if cache == "warm" else 2 * place.plan.few):
+                for value, copies in subjects.items():
+                    subject = copies[number % len(copies)]
+                    if value < LARGE or number % 6 == 0:
+                        _eager_turn(outcome, place, value, cache, subject)
+                    if value < LARGE or number % 2 == 0:
+                        _memory_turn(outcome, value, cache, subject, "lazy")
+    _judge_memory(outcome, place.plan)
     return outcome
 
 
-def _memory_turn(outcome: Outcome, place: Place, value: int, subject: Subject) -> None:
+def _copies(engine: Engine, value: int) -> list[Subject]:
+    """Paused ones that take turns, so that small and large ones come to the same number of layers."""
+    copies = [
+        Subject(engine, f"memory-{value}-{number}", megabytes=value) for number in range(2 if value < LARGE else 1)
+    ]
+    for subject in copies:
+        subject.pause("process")
+    return copies
+
+
+def _eager_turn(outcome: Outcome, place: Place, value: int, cache: str, subject: Subject) -> None:
     with Floor(place.floor, place.directory, subject) as floor:
-        settle()
-        outcome.add_all("floor", floor.restore(), memory=value, way="eager")
-        settle()
-        outcome.add_all("floor", floor.stop(dump=True), memory=value)
-    ways: tuple[Memory, ...] = ("eager", "lazy")
-    for way in ways:
-        settle()
-        outcome.add_all("serac", subject.resume(way), memory=value, way=way)
-        settle()
-        outcome.add_all("serac", subject.pause("process"), memory=value)
+        at_rest(cache)
+        outcome.add_all("floor", floor.restore(), memory=value, cache=cache, way="eager")
+        at_rest(cache)
+        outcome.add_all("floor", floor.stop(dump=True), memory=value, cache=cache)
+    _memory_turn(outcome, value, cache, subject, "eager")
+
+
+def _memory_turn(outcome: Outcome, value: int, cache: str, subject: Subject, way: Memory) -> None:
+    at_rest(cache)
+    outcome.add_all("serac", subject.resume(way), memory=value, cache=cache, way=way)
+    at_rest(cache)
+    outcome.add_all("serac", subject.pause("process"), memory=value, cache=cache)
+
+
+def _judge_memory(outcome: Outcome, plan: Plan) -> None:
+    low, high = plan.memory[1], plan.memory[-1]
+    for cache in plan.caches:
+        about = f"first instruction, {high} MB of memory against {low}"
+        case = {"cache": cache, "way": "lazy"}
+        outcome.flat(about, "first instruction", LAZY, {"memory": low}, {"memory": high}, **case)
+    for value in plan.memory:
+        for cache in plan.caches:
+            outcome.against_floor("resume", "resume", memory=value, cache=cache, way="eager")
 
 
 def processes(place: Place) -> Outcome:
-    """Processes in the job."""
+    """Against the number of processes, beside the floor."""
     outcome = Outcome(name="processes", title="Pause and resume against the number of processes, mode process")
     with place.engine() as engine:
         subjects = {count: Subject(engine, f"processes-{count}", processes=count) for count in place.plan.processes}
         for subject in subjects.values():
             subject.pause("process")
-        for _ in range(place.plan.rounds):
-            for count, subject in subjects.items():
-                _processes_turn(outcome, place, count, subject)
-    for count in place.plan.processes:
-        ratio = outcome.p50("serac", "resume", processes=count) / outcome.p50("floor", "resume", processes=count)
-        outcome.budget(f"resume, {count} processes, against the floor", ratio, 1.5)
+        for cache in place.plan.caches:
+            for _ in range(place.plan.rounds):
+                for count, subject in subjects.items():
+                    _processes_turn(outcome, place, subject, processes=count, cache=cache)
+    for cache in place.plan.caches:
+        for count in place.plan.processes:
+            outcome.against_floor("resume", "resume", processes=count, cache=cache)
     return outcome
 
 
-def _processes_turn(outcome: Outcome, place: Place, count: int, subject: Subject) -> None:
+def _processes_turn(outcome: Outcome, place: Place, subject: Subject, *, processes: int, cache: str) -> None:
     with Floor(place.floor, place.directory, subject) as floor:
-        settle()
-        outcome.add_all("floor", floor.restore(), processes=count)
-        settle()
-        outcome.add_all("floor", floor.stop(dump=True), processes=count)
-    settle()
-    outcome.add_all("serac", subject.resume(), processes=count)
-    settle()
-    outcome.add_all("serac", subject.pause("process"), processes=count)
+        settle(cache)
+        outcome.add_all("floor", floor.restore(), processes=processes, cache=cache)
+        settle(cache)
+        outcome.add_all("floor", floor.stop(dump=True), processes=processes, cache=cache)
+    settle(cache)
+    outcome.add_all("serac", subject.resume(), processes=processes, cache=cache)
+    settle(cache)
+    outcome.add_all("serac", subject.pause("process"), processes=processes, cache=cache)
 
 
 def chain(place: Place) -> Outcome:
-    """Layers under the upper."""
+    """Against the length of the chain: layers under the upper cost next to nothing."""
     outcome = Outcome(name="chain", title="Pause and resume against the length of the chain")
     with place.engine() as engine:
         subjects = {depth: _deep(engine, depth) for depth in place.plan.chain}
@@ -136,8 +161,8 @@ def chain(place: Place) -> Outcome:
     low, high = place.plan.chain[0], place.plan.chain[-1]
     for cache in place.plan.caches:
         for mode in MODES:
-            text = f"resume, {mode}, {cache} cache, a chain of {high} layers against {low}"
-            outcome.flat(text, "resume", CHAIN, {"layers": low}, {"layers": high}, mode=mode, cache=cache)
+            about = f"resume, a chain of {high} layers against {low}"
+            outcome.flat(about, "resume", CHAIN, {"layers": low}, {"layers": high}, mode=mode, cache=cache)
     return outcome
 
 

@@ -1,10 +1,13 @@
 /*
  * What runs in the jobs that are measured, under serac, under its peers and on the floor.
  *
- *   job hold MEGABYTES PROCESSES [FILE]   fill memory, be that many processes, say "ready", and sleep.  When it begins, and
- *                                         whenever it was brought back by criu, it reads all of its memory and writes
- *                                         FILE: REALTIME-NANOSECONDS of its first instruction, of its last page, and 1
- *                                         if the memory is as it was
+ *   job hold MEGABYTES PROCESSES [FILE [DIRECTORY STEP]]
+ *                                         fill memory, be that many processes, say "ready", and sleep.  When it begins, and
+ *                                         whenever it was brought back by criu, it reads all of its memory, and the files
+ *                                         of DIRECTORY, and writes FILE: REALTIME-NANOSECONDS of its first instruction, of
+ *                                         its last page, of its last file, and 1 if the memory is as it was
+ *   job read DIRECTORY STEP               read the files 0, STEP, 2 * STEP .. as far as there are any
+ *   job init PROGRAM ARG..                start it, and be its parent and that of whatever it leaves
  *   job answer                            write a byte to descriptor 3, and sleep
  *   job write FILE BYTES                  a file that doesn't compress
  *   job files DIRECTORY COUNT             small files, a thousand a directory
@@ -18,6 +21,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -57,13 +61,13 @@ static uint64_t sum(const volatile uint64_t *memory, size_t size) {
     return total;
 }
 
-static void tell(const char *file, long long first, long long last, int same) {
+static void tell(const char *file, const long long moments[3], int same) {
     char aside[4096];
     snprintf(aside, sizeof aside, "%s.aside", file);
     FILE *stream = fopen(aside, "w");
     if (!stream)
         must(-1, aside);
-    fprintf(stream, "%lld %lld %d\n", first, last, same);
+    fprintf(stream, "%lld %lld %lld %d\n", moments[0], moments[1], moments[2], same);
     fclose(stream);
     must(rename(aside, file), file);
 }
@@ -98,7 +102,23 @@ static void *filled(size_t size) {
     return memory;
 }
 
-static void hold(long megabytes, long processes, const char *file, long long first) {
+static void read_files(const char *directory, long step) {
+    static char buffer[CHUNK];
+    char path[4096];
+    for (long i = 0;; i += step) {
+        snprintf(path, sizeof path, "%s/%ld", directory, i);
+        int fd = open(path, O_RDONLY);
+        if (fd < 0 && i && errno == ENOENT)
+            return;
+        must(fd, path);
+        while (must(read(fd, buffer, sizeof buffer), path) > 0)
+            ;
+        close(fd);
+    }
+}
+
+/* `words`: FILE, DIRECTORY, STEP, as far as they are given. */
+static void hold(long megabytes, long processes, char **words, long long first) {
     size_t size = (size_t)megabytes << 20;
     for (long i = 1; i < processes; i++)
         if (must(fork(), "fork") == 0)
@@ -108,8 +128,11 @@ static void hold(long megabytes, long processes, const char *file, long long fir
     puts("ready");
     fflush(stdout);
     for (;;) {
-        if (file)
-            tell(file, first, now(), found == wanted);
+        long long last = now();
+        if (words[0] && words[1])
+            read_files(words[1], atol(words[2]));
+        if (words[0])
+            tell(words[0], (const long long[]){first, last, now()}, found == wanted);
         sleep_until_restored();
         first = now();
         found = sum(memory, size);
@@ -143,20 +166,36 @@ static void write_files(const char *directory, long count) {
     }
 }
 
+static void init(char **program) {
+    if (must(fork(), "fork") == 0) {
+        must(setsid(), "session");
+        execv(program[0], program);
+        must(-1, program[0]);
+    }
+    while (wait(NULL) > 0)
+        ;
+}
+
 int main(int count, char **words) {
     long long begun = now();
     const char *verb = count > 1 ? words[1] : "";
     if (!strcmp(verb, "answer")) {
         must(write(3, "", 1), "descriptor 3");
         sleep_on();
-    } else if (count > 3 && !strcmp(verb, "hold")) {
-        hold(atol(words[2]), atol(words[3]), words[4], begun);
+    } else if (count > 2 && !strcmp(verb, "init")) {
+        init(words + 2);
+    } else if (count > 3 && count != 6 && !strcmp(verb, "hold")) {
+        hold(atol(words[2]), atol(words[3]), words + 4, begun);
+    } else if (count > 3 && !strcmp(verb, "read")) {
+        read_files(words[2], atol(words[3]));
     } else if (count > 3 && !strcmp(verb, "write")) {
         write_file(words[2], atoll(words[3]));
     } else if (count > 3 && !strcmp(verb, "files")) {
         write_files(words[2], atol(words[3]));
     } else {
-        fputs("usage: job hold MEGABYTES PROCESSES [FILE] | answer | write FILE BYTES | files DIRECTORY COUNT\n",
+        fputs("usage: job hold MEGABYTES PROCESSES [FILE [DIRECTORY STEP]] | init PROGRAM ARG.. | answer | read "
+              "DIRECTORY STEP"
+              " | write FILE BYTES | files DIRECTORY COUNT\n",
               stderr);
         return 2;
     }

@@ -17,6 +17,10 @@ Case = dict[str, str | int]
 Result = TypeVar("Result")
 
 
+FLOOR = 1.5
+"""what serac may take, of what the kernel and criu must"""
+
+
 class Sample(NamedTuple):
     """One run, in milliseconds, and how long its steps took."""
 
@@ -64,6 +68,8 @@ class Budget(msgspec.Struct, kw_only=True):
     """A figure that has to hold."""
 
     text: str
+    about: str = ""
+    """what it has in common with others of its scenario; empty: nothing"""
     value: float | int
     limit: float | int
     unit: str = "x"
@@ -85,6 +91,12 @@ class Budget(msgspec.Struct, kw_only=True):
     @property
     def verdict(self) -> str:
         return f"{'held' if self.held else 'MISSED'}: {self.text}: {self.measured} (wanted {self.wanted})"
+
+
+def said(case: Mapping[str, str | int]) -> str:
+    """``process, cold cache, memory 50``: a case in words."""
+    plain = {"mode": "{}", "way": "{}", "cache": "{} cache"}
+    return ", ".join(plain.get(name, f"{name} {{}}").format(value) for name, value in case.items())
 
 
 def figure(value: float) -> str:
@@ -123,13 +135,24 @@ class Outcome(msgspec.Struct, kw_only=True):
     def p50(self, who: str, verb: str, **case: str | int) -> float:
         return self.find(who, verb, **case).p50
 
-    def budget(self, text: str, value: float, limit: float, *, unit: str = "x", least: bool = False) -> None:
-        self.budgets.append(Budget(text=text, value=value, limit=limit, unit=unit, least=least))
+    def budget(
+        self, about: str, value: float, limit: float, *, of: str = "", unit: str = "x", least: bool = False
+    ) -> None:
+        """``of``: what tells it from others that are about the same."""
+        text = f"{about}: {of}" if of else about
+        self.budgets.append(Budget(text=text, about=about, value=value, limit=limit, unit=unit, least=least))
 
-    def flat(self, text: str, verb: str, limit: float, low: Case, high: Case, **case: str | int) -> None:
+    def flat(self, about: str, verb: str, limit: float, low: Case, high: Case, **case: str | int) -> None:
         """A budget for serac's ``verb`` in the case ``high`` against the case ``low``."""
         slow, quick = (self.p50("serac", verb, **{**case, **one}) for one in (high, low))
-        self.budget(text, slow / quick, limit)
+        self.budget(about, slow / quick, limit, of=said(case))
+
+    def against_floor(
+        self, about: str, verb: str, *, floor: str | None = None, of: str | None = None, **case: str | int
+    ) -> None:
+        """A budget for serac's ``verb`` against the floor's, by default the same, in the same case."""
+        ratio = self.p50("serac", verb, **case) / self.p50("floor", floor or verb, **case)
+        self.budget(f"{about}, against the floor", ratio, FLOOR, of=of or said(case))
 
     def _series(self, who: str, verb: str, case: Case) -> Series:
         try:
@@ -162,3 +185,9 @@ def settle(cache: str = "warm") -> None:
     if cache == "cold":
         cold()
     time.sleep(REST)
+
+
+def at_rest(cache: str = "warm") -> None:
+    """As `settle`, where the runs before it wrote much: no writing back to the disk meets the next one."""
+    os.sync()
+    settle(cache)

@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 from bench import interrupts
 from bench.measure import Sample, timed
-from bench.workloads import JOB, Awake, awake, hold
+from bench.workloads import JOB, PATIENCE, Awake, awake, hold
 from engine import tools
 
 IMAGE = "localhost/serac-bench"
@@ -110,8 +112,18 @@ def podman(directory: Path, tree: Path) -> Iterator[Podman]:
     finally:
         with interrupts.put_off():
             peer.clear()
+            _await_none(place)
             _unmount_below(place)
             shutil.rmtree(place)
+
+
+def _await_none(place: Path) -> None:
+    """A container's monitor has podman clean up after it, which mounts the storage again. Raises TimeoutError."""
+    deadline = time.monotonic() + PATIENCE
+    while any(os.fspath(place) in " ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{place}: podman is still at work there")
+        time.sleep(0.02)
 
 
 def _unmount_below(directory: Path) -> None:
@@ -153,7 +165,7 @@ class Runc:
 
     def _runc(self, *words: str) -> None:
         log = self._bundle / "runc.log"
-        command = ["runc", "--root", self._bundle / "state", "--log", log, *words]
+        command: list[str | Path] = ["runc", "--root", self._bundle / "state", "--log", log, *words]
         # What is detached keeps these open, so that they may be nothing of the host's.
         nothing = subprocess.DEVNULL
         done = subprocess.run(command, env=_environment(), check=False, stdin=nothing, stdout=nothing, stderr=nothing)
@@ -198,7 +210,7 @@ class Tar:
 
     def resume(self) -> Mapping[str, Sample]:
         self._target.mkdir()
-        words = ["tar", "-C", self._target, "-xf", "-"]
+        words: list[str | Path] = ["tar", "-C", self._target, "-xf", "-"]
         ms, _ = timed(lambda: _pipe(["lz4", "-q", "-d", "-c", self._archive], words))
         self.remove()
         return {"resume": Sample(ms)}

@@ -25,6 +25,8 @@ class Plan(NamedTuple):
     """jobs that are paused at the same time"""
     diffs: tuple[int, ...]
     """megabytes in the upper, beside the peers"""
+    base: int
+    """megabytes of a base that is warmed; a job reads an eighth of them"""
     caches: tuple[str, ...] = ("warm", "cold")
 
 
@@ -39,6 +41,7 @@ FULL = Plan(
     forks=(1, 10, 50),
     paused=100,
     diffs=(0, 100, 1000, 3000),
+    base=160,
 )
 
 QUICK = Plan(
@@ -52,4 +55,5 @@ QUICK = Plan(
     forks=(1, 10),
     paused=10,
     diffs=(0, 100),
+    base=64,
 )

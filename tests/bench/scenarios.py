@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench import against_floor, against_peers, building, crowds, growth, verbs
+from bench import against_floor, against_peers, ahead, building, crowds, growth, prewarming, verbs
 from bench.measure import Outcome
 from bench.place import Place
 
@@ -21,6 +21,8 @@ SCENARIOS: dict[str, Scenario] = {
     "command": verbs.command,
     "thaw": verbs.thaw,
     "paused": crowds.paused,
+    "warm": prewarming.warm,
+    "ahead": ahead.ahead,
     "peers": against_peers.peers,
     "build": building.build,
 }

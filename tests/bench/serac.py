@@ -45,15 +45,27 @@ def opened(directory: Path, tree: Path) -> Iterator[Engine]:
 class Subject:
     """A job that is measured."""
 
-    def __init__(self, engine: Engine, name: str, *, megabytes: int = 5, processes: int = 1) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        *,
+        base: str = BASE,
+        megabytes: int = 5,
+        processes: int = 1,
+        reads: tuple[str, int] | None = None,
+    ) -> None:
         self.engine = engine
         self.name = name
-        spec = JobSpec(
-            base=BASE, name=name, argv=hold(megabytes=megabytes, processes=processes, woke=WOKE), userns="private"
-        )
-        self.id = engine.run(spec).id
+        self._reads = reads is not None
+        argv = hold(megabytes=megabytes, processes=processes, woke=WOKE, reads=reads)
+        spec = JobSpec(base=base, name=name, argv=argv, userns="private")
+        self.ms, job = timed(lambda: engine.run(spec))
+        """how long that took"""
+        self.id = job.id
         self.io = engine.config.root / "jobs" / self.id / "io"
-        self._lives()
+        self.born = self._lives()
+        """what it said when it began"""
 
     @property
     def snapshot(self) -> str:
@@ -79,7 +91,8 @@ class Subject:
         return {"pause": Sample(ms, result.timings), "pause without flush": Sample(unflushed)}
 
     def resume(self, memory: Memory = "auto") -> Mapping[str, Sample]:
-        """By verb; until the call returns, until the job's first instruction, and until it has read all its memory."""
+        """By verb; until the call returns, until the job's first instruction, until it has read all its memory, and
+        until it has read its files."""
         self.forget()
         began = time.time_ns()
         ms, result = timed(lambda: self.engine.resume(self.id, memory=memory))
@@ -92,7 +105,7 @@ class Subject:
         return {
             "first instruction": Sample((word.first - began) / 1e6),
             "last page": Sample((word.last - began) / 1e6),
-        }
+        } | ({"last file": Sample((word.files - began) / 1e6)} if self._reads else {})
 
     def forget(self) -> None:
         (self.io / "woke").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def ordered(engine: Engine, *words: str) -> None:
 
 
 def command(place: Place) -> Outcome:
-    """`serac resume` beside `Engine.resume`."""
+    """`serac resume` beside `Engine.resume`: what the command adds to the library."""
     outcome = Outcome(name="command", title="The command on top of the library: resume of a small job, mode process")
     with place.engine() as engine:
         subject = Subject(engine, "commanded")
@@ -45,14 +46,14 @@ def command(place: Place) -> Outcome:
 
 
 def thaw(place: Place) -> Outcome:
-    """A hot job."""
+    """A hot job: freeze and thaw."""
     outcome = Outcome(name="thaw", title="A hot job: freeze and thaw")
     with place.engine() as engine:
         subject = Subject(engine, "hot")
         for _ in range(place.plan.rounds):
             for verb, action in (("freeze", engine.freeze), ("thaw", engine.thaw)):
                 settle()
-                ms, _ = timed(lambda action=action: action(subject.id))
+                ms, _ = timed(functools.partial(action, subject.id))
                 outcome.add("serac", verb, Sample(ms))
     outcome.budget("thaw of a hot job", outcome.p50("serac", "thaw"), HOT, unit="ms")
     return outcome

@@ -16,25 +16,26 @@ PATIENCE = 120.0
 
 
 class Awake(NamedTuple):
-    """What a job wrote when it came to life: CLOCK_REALTIME in nanoseconds of its first instruction, and of the moment
-    when it had read all of its memory."""
+    """What a job wrote when it came to life: CLOCK_REALTIME in nanoseconds of its first instruction, of the moment when
+    it had read all of its memory, and of that when it had read its files too."""
 
     first: int
     last: int
+    files: int
     same: bool
     """whether the memory was what it had been"""
 
     @classmethod
     def read(cls, text: str) -> Awake:
-        first, last, same = text.split()
-        return cls(int(first), int(last), same == "1")
+        first, last, files, same = text.split()
+        return cls(int(first), int(last), int(files), same == "1")
 
 
 def compiled(name: str, directory: Path) -> Path:
-    """``floor`` or ``job``, static."""
+    """``floor`` or ``job``, static, of all files that are called so."""
     target = directory / name
     flags = ["-std=gnu17", "-O2", "-static", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["cc", *flags, "-o", target, HERE / f"{name}.c"], check=True)
+    subprocess.run(["cc", *flags, "-o", target, *HERE.glob(f"{name}*.c")], check=True)
     return target
 
 
@@ -53,10 +54,15 @@ def small_tree(directory: Path, job: Path) -> Path:
     return tree
 
 
-def hold(*, megabytes: int = 5, processes: int = 1, woke: str | None = None) -> tuple[str, ...]:
-    """The command of a job that has memory and processes, and sleeps."""
+def hold(
+    *, megabytes: int = 5, processes: int = 1, woke: str | None = None, reads: tuple[str, int] | None = None
+) -> tuple[str, ...]:
+    """The command of a job that has memory and processes, and sleeps. ``reads``: a directory, and of how many of its
+    files it reads one."""
     words = (JOB, "hold", str(megabytes), str(processes))
-    return words if woke is None else (*words, woke)
+    if woke is None:
+        return words
+    return (*words, woke) if reads is None else (*words, woke, reads[0], str(reads[1]))
 
 
 def awake(file: Path) -> Awake:
