@@ -319,7 +319,7 @@ def _of_spread(one: Series) -> Iterator[Remark]:
         yield Remark(
             code="spread",
             what=f"{_called(one)}: the 95th percentile is {one.p95 / one.p50:.1f} times the median{blame}",
-            remedy="measure again with nothing else at work on the host: what comes and goes isn't serac's own",
+            remedy="measure again with nothing else at work on the host; if it stays, the step is where to look",
         )
 
 
