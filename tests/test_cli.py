@@ -32,7 +32,7 @@ VERBS = {
     "pause", "freeze", "thaw", "resume", "answer", "stop", "rm",
     "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
     "snapshot pin", "snapshot unpin", "snapshot archive", "snapshot verify", "snapshot diff", "snapshot flatten",
-    "snapshot export", "snapshot import", "gc", "check", "events", "supervise", "doctor", "completion",
+    "snapshot export", "snapshot import", "gc", "check", "events", "supervise", "bench", "doctor", "completion",
 }  # fmt: skip
 
 SERAC = (sys.executable, "-m", "engine.cli")
@@ -102,6 +102,7 @@ def test_examples_in_help_parse(command: str) -> None:
         "events -f --since 10m",
         "supervise --once --dry-run --interval 1m",
         "supervise --unit",
+        "bench B --mode both --rounds 30 --cold --json -- CMD",
         "run --pause-after 1h -- CMD",
         "resume S --as NAME",
         "stop --grace 3 J",

@@ -70,13 +70,13 @@ class Verbs:
 
 def build() -> Parser:
     """The whole command line of serac."""
-    from engine.cli import base, events, host, job, session, snapshot, supervise
+    from engine.cli import base, bench, events, host, job, session, snapshot, supervise
 
     parser = Parser(prog="serac", description=DESCRIPTION, epilog=_epilog(EXAMPLES))
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     _add_globals(parser, suppress=False)
     verbs = Verbs(parser)
-    for family in (base, job, session, snapshot, events, supervise, host):
+    for family in (base, job, session, snapshot, events, supervise, bench, host):
         family.add(verbs)
     return parser
 

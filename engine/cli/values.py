@@ -40,6 +40,13 @@ def pids(text: str) -> int:
     return int(_within(int(text), "pids", text, "8 to 4194304 processes"))
 
 
+def rounds(text: str) -> int:
+    """How often something is done: at least once."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
+        raise ArgumentTypeError(f"{text!r} is no number of rounds (examples: 1, 30)")
+    return int(text)
+
+
 def duration(text: str) -> float:
     """Seconds: ``10``, ``1.5``, ``500ms``, ``2m``, ``1h``."""
     match = DURATION.fullmatch(text)

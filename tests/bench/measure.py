@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import msgspec
+
+from engine.benching import percentile
 
 Case = dict[str, str | int]
 """what distinguishes one series from another: mode, cache, megabytes ..."""
@@ -26,13 +27,6 @@ class Sample(NamedTuple):
 
     ms: float
     steps: Mapping[str, float] = {}
-
-
-def percentile(samples: Sequence[float], percent: float) -> float:
-    """By nearest rank: a value that was measured. Of 30 samples the 99th percentile is the highest."""
-    if not samples:
-        raise ValueError("no samples")
-    return sorted(samples)[max(0, math.ceil(len(samples) * percent / 100) - 1)]
 
 
 class Series(msgspec.Struct, kw_only=True):

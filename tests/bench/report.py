@@ -9,13 +9,7 @@ import msgspec
 
 from bench.hostfacts import Facts
 from bench.measure import Outcome, Series, figure, percentile
-
-IN_TURN = {
-    "pause": ("freeze", "look", "preflight", "dump", "seal", "flush", "commit", "kill", "release"),
-    "resume": ("begin", "plan", "mount", "launch", "restore", "commit", "start", "go", "finish"),
-    "fork": ("prepare", "begin", "mount", "launch", "restore", "commit", "start", "go"),
-}
-"""serac's own steps, which follow each other; what else a run has been timed by lies within one of them"""
+from engine.benching import IN_TURN
 
 
 class Report(msgspec.Struct, kw_only=True):
