@@ -118,10 +118,13 @@ def loop_devices() -> Iterator[str]:
 
 
 def run_directories() -> Iterator[str]:
-    """Without what criu found out about the kernel, which the first dump of a root leaves there for the next."""
+    """Without what criu found out about the kernel, which the first dump of a root leaves there for the next, and what
+    is in a base: nobody can change that, and its mount is counted."""
+    bases = {target for target, kind, *_ in map(str.split, mounts()) if kind == "erofs"}
     for directory, folders, files in os.walk("/run/serac"):
         found = folders + [name for name in files if not name.startswith("criu-")]
         yield from (os.path.join(directory, name) for name in found)
+        folders[:] = [name for name in folders if os.path.join(directory, name) not in bases]
 
 
 def descriptors() -> Iterator[str]:

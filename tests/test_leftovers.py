@@ -58,6 +58,7 @@ def test_a_group_and_a_process_in_it_are_seen(group: Path) -> None:
         ("mounts", "mount -t tmpfs none {dir}", "umount {dir}"),
         ("network namespaces", "install -D /dev/null /run/netns/serac-test", "rm /run/netns/serac-test"),
         ("network interfaces", "ip link add serac-test type veth peer serac-test2", "ip link delete serac-test"),
+        ("run directories", "install -D /dev/null /run/serac/test/left", "rm -r /run/serac/test"),
         ("nft tables", "nft add table ip serac-test", "nft delete table ip serac-test"),
     ],
 )
