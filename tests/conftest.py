@@ -89,11 +89,10 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with serac-launch and serac-init built with ASan and UBSan, once a run."""
-    base = tmp_path_factory.getbasetemp()
-    build = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sanitized"
-    build.mkdir(exist_ok=True)
+def sanitized() -> Path:
+    """A directory with serac-launch and serac-init built with ASan and UBSan; it stays, for the next run."""
+    build = REPO / "build/sanitized"
+    build.mkdir(parents=True, exist_ok=True)
     # A second worker finds everything built.
     with (build / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
