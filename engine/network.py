@@ -21,7 +21,7 @@ import fcntl
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,9 +133,15 @@ def disconnect(config: Config, address: Address) -> None:
         _delete_link(address.interface)
 
 
-def release(config: Config) -> None:
-    """Undo what all bridge jobs of a root share, unless one of them still has its pair. May be called again."""
+def release(config: Config, *, known: Container[str] | None = None) -> None:
+    """Undo what all bridge jobs of a root share, unless one of them still has its pair. May be called again.
+
+    Pairs that are not ``known`` go first: the kernel may be slow to remove those of the dead.
+    """
     with _locked() as held:
+        for name in _links(config):
+            if known is not None and name not in known:
+                _delete_link(name)
         _uninstall(held, config)
 
 
@@ -292,7 +298,7 @@ def _install(held: int, config: Config, subnet: ipaddress.IPv4Network) -> None:
 
 def _uninstall(held: int, config: Config) -> None:
     """The reverse of ``_install``, however far that came, unless the root still has a pair."""
-    if _has_links(config):
+    if _links(config):
         return
     state = _read(held)
     if state is None or config.name not in state.roots:
@@ -312,8 +318,8 @@ def _forget(held: int, config: Config, state: _State) -> None:
         os.ftruncate(held, 0)
 
 
-def _has_links(config: Config) -> bool:
-    return any(name.startswith(_prefix(config)) for _, name in socket.if_nameindex())
+def _links(config: Config) -> list[str]:
+    return [name for _, name in socket.if_nameindex() if name.startswith(_prefix(config))]
 
 
 def _nft(*arguments: str, rules: str = "") -> bytes:

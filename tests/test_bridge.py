@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import leftovers
 import pytest
+from plays import called
 from roots import empty, inside, shell, until
+from scenes import SCENES
 
 from engine import Engine, JobSpec
 from engine.base import DirSource
@@ -37,6 +40,25 @@ def test_a_job_reaches_the_host_by_its_gateway(engine: Engine) -> None:
     assert peers == [job.address.job]
     assert inside(engine, "a", "ip -4 -o addr show eth0").split()[3] == f"{job.address.job}/{job.address.prefix}"
     assert inside(engine, "a", "hostname -i").split() == [job.address.job]
+
+
+def test_the_pair_of_a_job_that_is_gone_keeps_nothing_up(root_directory: Path, small_tree: Path) -> None:
+    """The engine died when it had removed the job, and the kernel is slow to take the job's namespace apart."""
+    with Engine(root_directory, timeout=30) as engine:
+        engine.base_build("small", DirSource(path=small_tree))
+        engine.run(JobSpec(base="small", name="a", net="bridge"))
+    done = called(engine, SCENES["remove"], fault="remove.commit:after")
+    assert done.returncode == -signal.SIGKILL
+    slow = f"sr{engine.config.name[:6]}x"
+    subprocess.run(["ip", "link", "add", slow, "type", "veth", "peer", f"{slow}y"], check=True)
+    try:
+        with Engine(root_directory, timeout=30) as after:
+            assert f"table inet serac_{after.config.name}" not in leftovers.nft_tables()
+            assert slow not in os.listdir("/sys/class/net")
+            assert not STATE.exists()
+            empty(after)
+    finally:
+        subprocess.run(["ip", "link", "delete", slow], check=False, stderr=subprocess.DEVNULL)
 
 
 def test_names_are_resolved_by_the_configured_server(root_directory: Path, small_tree: Path) -> None:

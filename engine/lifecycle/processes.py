@@ -180,9 +180,10 @@ def _disconnect(root: Root, address: Address) -> None:
 
 
 def release_network(root: Root) -> None:
-    """Take away what a killed engine may have left of the bridge network, when no job uses it."""
+    """Take away what a killed engine may have left of the bridge network; the caller is alone in the root."""
     if network.STATE.exists():
-        network.release(root.config)
+        addresses = (job.address for job in root.catalog.jobs())
+        network.release(root.config, known={address.interface for address in addresses if address is not None})
 
 
 def alive(root: Root, job: Job) -> bool:
