@@ -213,7 +213,8 @@ def test_what_fails_or_is_busy_keeps_nobody_from_the_others(engine: Engine, supe
     supervisor = supervise(Supervise(freeze_after=0, pause_after=300, cpu=0, mode="process"))
     assert supervisor.tick() == []
     inside(engine, "broken", "mkdir -p /run/serac/ask; mkfifo /run/serac/awake; ln -s /dev/zero /run/serac/7.log")
-    (engine.config.run / "jobs" / engine.job("broken").id / "init.json").rename(engine.config.root / "init.json")
+    address = engine.config.run / "jobs" / engine.job("broken").id / "init.json"
+    address.rename(address.with_name("aside"))
     clock.now += 300
     with locked(engine.config.root / "jobs" / engine.job("busy").id, timeout=0):
         found = said(supervisor.tick())
@@ -233,7 +234,7 @@ def test_what_fails_or_is_busy_keeps_nobody_from_the_others(engine: Engine, supe
     outcomes = [event.outcome for event in journal(engine) if event.name == "fails"]
     assert outcomes == ["cannot-checkpoint"] * 3
     assert all("network" in (event.reason or "") for event in journal(engine) if event.name == "fails")
-    (engine.config.root / "init.json").rename(engine.config.run / "jobs" / engine.job("broken").id / "init.json")
+    address.with_name("aside").rename(address)
     goes_on(engine, "fails")
 
 
