@@ -266,6 +266,7 @@ def test_what_is_frozen_by_hand_and_thawed_counts_as_used(engine: Engine, superv
     assert said(supervisor.tick()) == [("freeze", "a", "ok")]
     assert engine.job("a").state is JobState.FROZEN
     engine.thaw("a")
+    quiet(engine, "a")
     clock.now += 290
     assert supervisor.tick() == []
     clock.now += 60
