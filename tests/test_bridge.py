@@ -53,10 +53,10 @@ def test_the_pair_of_a_job_that_is_gone_keeps_nothing_up(root_directory: Path, s
     subprocess.run(["ip", "link", "add", slow, "type", "veth", "peer", f"{slow}y"], check=True)
     try:
         with Engine(root_directory, timeout=30) as after:
-            assert f"table inet serac_{after.config.name}" not in leftovers.nft_tables()
-            assert slow not in os.listdir("/sys/class/net")
-            assert not STATE.exists()
             empty(after)
+        assert f"table inet serac_{engine.config.name}" not in leftovers.nft_tables()
+        assert slow not in os.listdir("/sys/class/net")
+        assert not STATE.exists()
     finally:
         subprocess.run(["ip", "link", "delete", slow], check=False, stderr=subprocess.DEVNULL)
 
