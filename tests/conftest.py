@@ -12,9 +12,16 @@ from pathlib import Path
 
 import leftovers
 import pytest
+from bases import debian, debian_root
 from roots import engine, root_directory, small_tree
 
-__all__ = ["engine", "root_directory", "small_tree"]  # fixtures
+__all__ = [
+    "debian",
+    "debian_root",
+    "engine",
+    "root_directory",
+    "small_tree",
+]  # fixtures; one that modules import for themselves is made anew for each of them
 
 REPO = Path(__file__).resolve().parents[1]
 SETUP_BIN = Path("/usr/local/lib/serac/bin")

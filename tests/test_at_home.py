@@ -13,12 +13,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from bases import debian, debian_root
 from roots import inside
 
 from engine import Engine, JobSpec
-
-__all__ = ["debian", "debian_root"]  # fixtures
 
 pytestmark = pytest.mark.root
 

@@ -7,13 +7,10 @@ import subprocess
 
 import leftovers
 import pytest
-from bases import debian, debian_root
 from commands import Command
 from roots import wait_for
 
 from engine import Engine, JobState
-
-__all__ = ["debian", "debian_root"]  # fixtures
 
 pytestmark = pytest.mark.root
 

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import pytest
-from bases import debian, debian_root
 from roots import until
 from survival import MODULES, probes
 from survivors import Check, Group, Outcomes, Place, forked_and_stacked, resumed, taken_through
@@ -18,8 +17,6 @@ from survivors import Check, Group, Outcomes, Place, forked_and_stacked, resumed
 from engine import Engine
 from engine.errors import CannotCheckpoint
 from engine.session import Output
-
-__all__ = ["debian", "debian_root"]  # fixtures
 
 pytestmark = pytest.mark.root
 

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bases import debian_root
 from roots import until, wait_for
 from survivors import Outcomes, Place, Thing, one_by_one, resumed, taken_through
 
 from engine import Engine
 from engine.session import Output
-
-__all__ = ["debian_root"]  # fixture
 
 pytestmark = pytest.mark.root
 

@@ -6,13 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bases import debian_root
 from roots import wait_for
 from survivors import Outcomes, Place, Thing, forked_and_stacked, one_by_one, taken_through
 
 from engine import Engine
-
-__all__ = ["debian_root"]  # fixture
 
 pytestmark = pytest.mark.root
 
