@@ -79,6 +79,7 @@ struct launch {
     unsigned took[STEP_COUNT]; /* microseconds */
     enum verb verb;
     pid_t pid;    /* the job's first process; 0 before it is born and in itself */
+    pid_t own;    /* the launcher's, of which that is a child */
     int link;     /* to the other side: a SOCK_SEQPACKET pair */
     int link_job; /* its other end, until the clone */
     int cgroup;
@@ -118,6 +119,7 @@ int note_take(struct launch *launch);
 int job_lost(struct launch *launch);
 
 /* launch_clone.c */
+void die_with(pid_t parent);
 int cgroup_open(struct launch *launch);
 int job_clone(struct launch *launch);
 int cgroups_join(struct launch *launch);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -44,6 +45,13 @@ static int link_make(struct launch *launch) {
     return launch->link < 0 || launch->link_job < 0 ? -1 : 0;
 }
 
+/* A parent that died before the call sends no signal. */
+void die_with(pid_t parent) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(1);
+}
+
 /* Since 5.7 the job is born in its cgroup; else it waits in ours until it is moved. */
 static long clone_job(struct launch *launch, unsigned long flags) {
     struct clone_args args = {
@@ -65,6 +73,7 @@ static int job_bear(struct launch *launch) {
         flags = CLONE_NEWPID | (launch->spec.count ? CLONE_NEWUSER : 0);
     if (link_make(launch) < 0)
         return fail(launch, "link");
+    launch->own = getpid();
     long pid = clone_job(launch, flags);
     if (pid < 0)
         return fail(launch, launch->spec.cgroup);

@@ -25,12 +25,12 @@
 
 /* A process that does nothing but have a user namespace, until its maps are written and it is held open. */
 int userns_make(struct launch *launch) {
-    pid_t criu = launch->pid;
+    pid_t criu = launch->pid, own = getpid();
     if (!launch->spec.count)
         return 0;
     launch->pid = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, NULL, NULL, NULL, NULL);
     if (launch->pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        die_with(own);
         for (;;)
             pause();
     }
@@ -183,7 +183,7 @@ void criu_main(struct launch *launch) {
     launch->pid = 0;
     for (int step = 0; step < STEP_COUNT; step++)
         launch->took[step] = 0;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    die_with(launch->own);
     actions_run(launch, actions, sizeof actions / sizeof *actions);
     launcher_tell(launch);
     _exit(1);

@@ -54,9 +54,8 @@ static int check_relative(struct spec *spec, const struct pair *pair) {
 
 static int check_tree(struct spec *spec, const struct pair *pair) {
     (void)spec;
-    size_t length = strlen(pair->key);
-    bool name = length && length < NAME_MAX && !pair->key[strspn(pair->key, "abcdefghijklmnopqrstuvwxyz0123456789")];
-    return name && absolute(pair->value) ? 0 : invalid();
+    const char *name = pair->key, *known = "abcdefghijklmnopqrstuvwxyz0123456789";
+    return *name && strlen(name) < NAME_MAX && !name[strspn(name, known)] && absolute(pair->value) ? 0 : invalid();
 }
 
 static int check_bind(struct spec *spec, const struct pair *pair) {
@@ -79,8 +78,7 @@ static int check_version(struct spec *spec, const struct pair *pair) {
 
 static int check_hostname(struct spec *spec, const struct pair *pair) {
     (void)spec;
-    size_t length = strlen(pair->key);
-    return length && length <= HOST_NAME_MAX ? 0 : invalid();
+    return *pair->key && strlen(pair->key) <= HOST_NAME_MAX ? 0 : invalid();
 }
 
 static int check_listen(struct spec *spec, const struct pair *pair) {

@@ -29,7 +29,7 @@ from engine.model import Limits, PauseResult, Step
 VERBS = {
     "base build", "base ls", "base show", "base profile",
     "base warm", "base rm", "run", "ps", "show", "logs", "exec", "attach", "cp",
-    "pause", "freeze", "thaw", "resume", "answer", "stop", "rm",
+    "pause", "freeze", "thaw", "prefetch", "resume", "answer", "stop", "rm",
     "snapshot take", "snapshot ls", "snapshot show", "snapshot rm",
     "snapshot pin", "snapshot unpin", "snapshot archive", "snapshot verify", "snapshot diff", "snapshot flatten",
     "snapshot export", "snapshot import", "gc", "check", "events", "supervise", "bench", "doctor", "completion",

@@ -51,7 +51,7 @@ TOLD = {
 """verbs that change something -> what the journal calls them"""
 UNTOLD = {
     "archiving", "asked", "attach", "base", "base_warm", "bases", "check", "close", "copy_in", "copy_out",
-    "counters", "doctor", "events", "exec", "follow", "job", "jobs", "listen", "sessions", "snapshot",
+    "counters", "doctor", "events", "exec", "follow", "job", "jobs", "listen", "prefetch", "sessions", "snapshot",
     "snapshot_diff", "snapshot_verify", "snapshots", "start", "verdicts", "wait",
 }  # fmt: skip
 """verbs that look, or change something within a job alone"""

@@ -55,6 +55,12 @@ def _add_pauses(verbs: Verbs) -> None:
     archive.add_options(parser)
     _add_job(verbs.add("freeze", freeze, "stop a job in memory, for a while", examples="serac freeze build"))
     _add_job(verbs.add("thaw", thaw, "let a frozen job go on", examples="serac thaw build"))
+    ahead = verbs.add(
+        "prefetch", prefetch, "have the kernel read what the resume of a paused job will",
+        more="What an engine makes ahead besides goes with it: in a program, `Engine.prefetch`.",
+        examples="serac prefetch build",
+    )  # fmt: skip
+    _add_job(ahead)
     _add_resume(verbs)
     _add_answer(verbs)
 
@@ -256,6 +262,13 @@ def thaw(args: Namespace, out: Output) -> int:
     with open_engine(args) as engine:
         job = engine.thaw(args.job)
     out.value(job, f"thawed {job.name}")
+    return 0
+
+
+def prefetch(args: Namespace, out: Output) -> int:
+    with open_engine(args) as engine:
+        result = engine.prefetch(args.job)
+    out.value(result, f"read {text.size(result.read)} ahead for {args.job}")
     return 0
 
 

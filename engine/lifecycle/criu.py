@@ -53,7 +53,7 @@ class Talk(NamedTuple):
 
 @contextlib.contextmanager
 def begun(root: Root, job: Job, birth: Birth, *, lazily: bool = False) -> Iterator[Begun]:
-    """A criu for one dump or, where ``birth`` is in a control group, one restore; when the block ends so has criu, which
+    """A criu for one dump, or one restore where ``birth`` is in a control group. When the block ends so has criu, and
     undoes what it was in the middle of. In the middle it doesn't die with this engine: see `settle`.
 
     ``lazily``: its processes may make userfaultfds."""

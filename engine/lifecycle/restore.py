@@ -1,9 +1,9 @@
 """restore: criu brings the processes of a snapshot back; a part of `engine.lifecycle.resume` and of a fork.
 
 While the caller's block runs, everything is there and nothing has run yet: that is the place for its commit. A restore
-that fails leaves the image as it was; the caller takes down what there is of the job. When the engine dies criu and what
-it brought back stand still, until who takes the job next kills them or lets them run (`criu.settle`), as the catalog
-says.
+that fails leaves the image as it was; the caller takes down what there is of the job. When the engine dies, criu and
+what it brought back stand still, until who takes the job next kills them or lets them run (`criu.settle`), as the
+catalog says.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from bench.hostfacts import Facts
-from bench.measure import Outcome, Series, figure, percentile
-from engine.benching import IN_TURN
+from bench.measure import Outcome, Series, figure
+from engine.benching import IN_TURN, percentile
 
 
 class Report(msgspec.Struct, kw_only=True):
