@@ -21,7 +21,7 @@ from engine.kernel import process
 from engine.launch_spec import NetworkSpec, View
 from engine.lifecycle import criu, lazy, mounting, processes
 from engine.lifecycle.root import Root
-from engine.model import Job, ProcessImage, Snapshot
+from engine.model import Job, JobState, ProcessImage, Snapshot
 from engine.steps import add, step
 
 SHM = 64 << 20
@@ -75,11 +75,12 @@ def restored(
 
 @contextlib.contextmanager
 def _dead_on_failure(root: Root, job: Job) -> Iterator[None]:
-    """A criu that is given up at the end lets the processes run, on files that are the snapshot's."""
+    """A criu that is given up at the end lets the processes run, on files that are the snapshot's until the commit."""
     try:
         yield
     except BaseException:
-        cgroup.kill(root.group_of(job), timeout=root.timeout)
+        if root.catalog.job_with(job.id).state is not JobState.RUNNING:
+            cgroup.kill(root.group_of(job), timeout=root.timeout)
         raise
 
 
