@@ -223,9 +223,9 @@ def test_a_launcher_that_is_killed_when_criu_has_begun(engine: Engine, monkeypat
         launchers.extend([process] if verb == "criu" else [])
         return process
 
-    def cut_off(*given: Any) -> Iterator[tuple[str, str]]:
-        for key, value in report(*given):
-            if key == "ready" and launchers:
+    def cut_off(fd: int, deadline: float) -> Iterator[tuple[str, str]]:
+        for key, value in report(fd, deadline):
+            if key == "ready" and launchers and launchers[0].stdout is not None and launchers[0].stdout.fileno() == fd:
                 launchers.pop().kill()
                 return
             yield key, value
