@@ -191,9 +191,9 @@ static int criu_run(struct launch *launch) {
     /* clang-format off */
     static const struct action actions[] = {
         RUN(FILES, cache_open), RUN(FILES, pidfile_open), RUN(TREES, stage_mount), RUN(MOUNTS, view_mount),
-        RUN(CGROUP, cgroup_open), RUN(CLONE, job_clone), RUN(CGROUP, cgroups_join),
+        RUN(CGROUP, cgroup_open), RUN(CLONE, job_clone), RUN(FILES, pidfile_leave), RUN(CGROUP, cgroups_join),
         RUN(USERNS, userns_make), RUN(CLONE, begun_report), WAIT(SPEC, body_await), /* while criu starts */
-        RUN(FILES, launcher_outlive), RUN(TREES, trees_attach), RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_fill),
+        RUN(TREES, trees_attach), RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_fill),
         RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),
         RUN(EXEC, exec_await), WAIT(EXEC, success_report), WAIT(EXEC, criu_await),
     };

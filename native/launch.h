@@ -145,7 +145,7 @@ int launcher_await(struct launch *launch);
 _Noreturn void criu_main(struct launch *launch);
 int cache_open(struct launch *launch);
 int pidfile_open(struct launch *launch);
-int launcher_outlive(struct launch *launch);
+int pidfile_leave(struct launch *launch);
 int view_mount(struct launch *launch);
 int userns_make(struct launch *launch);
 int layers_mount(struct launch *launch);

@@ -54,16 +54,14 @@ int cache_open(struct launch *launch) {
 }
 
 /*
- * What a criu holds whose engine dies must neither be let go nor killed: only the catalog says what is right.  In a dump
- * criu itself outlives the engine, in a restore the launcher does, from the body on, and criu with it.  Whoever does has
- * both ends of criu's socket open and the pid file locked as long as it lives, so that who comes later finds it, and
- * takes the engine's part through the descriptor that is named there.
+ * A criu in the middle of a dump must not die with the engine: it holds the job's processes.  Who comes later finds it
+ * by its pid file, which is locked as long as criu lives, and takes the engine's part through the descriptor named there.
  */
 int pidfile_open(struct launch *launch) {
     const char *path = launch->spec.pidfile;
     if (!path)
         return 0;
-    launch->pidfile = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600);
+    launch->pidfile = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600); /* stays open in criu */
     return launch->pidfile < 0 ? fail(launch, path) : 0;
 }
 
@@ -75,32 +73,13 @@ static int pidfile_write(struct launch *launch) {
     int size = snprintf(words, sizeof words, "%d %d\n", getpid(), launch->spec.keep_fd);
     if (flock(fd, LOCK_EX | LOCK_NB) < 0 || write(fd, words, (size_t)size) != size)
         return fail(launch, launch->spec.pidfile);
-    prctl(PR_SET_PDEATHSIG, 0);
     return 0;
 }
 
-static void pidfile_leave(struct launch *launch) {
+/* In the launcher: the lock is criu's alone. */
+int pidfile_leave(struct launch *launch) {
     close_at_exit(&launch->pidfile);
-    close_at_exit(&launch->spec.keep_fd);
-    launch->pidfile = launch->spec.keep_fd = -1;
-}
-
-static bool restores(const struct launch *launch) {
-    return launch->spec.cgroup;
-}
-
-/* In the process that becomes criu, and in the launcher: one of them leaves it to the other. */
-static int criu_outlive(struct launch *launch) {
-    if (!restores(launch))
-        return pidfile_write(launch);
-    pidfile_leave(launch);
-    return 0;
-}
-
-int launcher_outlive(struct launch *launch) {
-    if (restores(launch))
-        return pidfile_write(launch);
-    pidfile_leave(launch);
+    launch->pidfile = -1;
     return 0;
 }
 
@@ -167,6 +146,8 @@ static int program_execute(struct launch *launch) {
     words[0] = launch->spec.program;
     for (size_t i = 0; i < args->count; i++)
         words[i + 1] = args->at[i].key;
+    if (launch->spec.pidfile)
+        prctl(PR_SET_PDEATHSIG, 0);
     if (launch->spec.preload && setenv("LD_PRELOAD", launch->spec.preload, 1) < 0)
         return fail(launch, launch->spec.preload);
     execv(launch->spec.program, words);
@@ -177,7 +158,7 @@ void criu_main(struct launch *launch) {
     /* clang-format off */
     static const struct action actions[] = {
         WAIT(CLONE, launcher_tell), /* it lives */
-        RUN(FILES, criu_outlive), RUN(EXEC, program_execute),
+        RUN(FILES, pidfile_write), RUN(EXEC, program_execute),
     };
     /* clang-format on */
     launch->pid = 0;

@@ -56,9 +56,8 @@
  *   bind=REL=TARGET          a tree at TARGET, a name below /run that doesn't exist yet
  *   shm=BYTES                an empty tmpfs at /run/shm, root's in `range`; absent: none
  *   kdat=PATH                a copy of the file PATH, if it is there, at /run/criu.kdat
- *   pidfile=N:PATH           criu doesn't die with the engine.  PATH holds "PID N": a process, and the number under which it
- *                            keeps the engine's end of criu's socket open; the file is locked (flock) as long as it lives.
- *                            It is criu itself, or with cgroup= serac-launch, from the body on: before that both die
+ *   pidfile=N:PATH           criu doesn't die with the engine.  PATH holds "PID N": its pid, and the number under which it
+ *                            keeps the engine's end of its socket open; the file is locked (flock) as long as it lives
  *   preload=PATH             a library for its LD_PRELOAD: serac-userfaultfd.so, for a restore that `serac-launch pages` serves
  *   program=PATH  arg=STRING..   what is executed, with the environment of serac-launch
  * criu is executed with the head; the body may be empty.  Report: pid=N (criu's), took=STEP:MICROSECONDS, ready=1 when criu has been executed; or step/errno/path.

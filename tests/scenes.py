@@ -349,9 +349,6 @@ SCENES = {
         (job, paused("process"), killed_at("engine.resume('a')", "resume.restore:after")),
         STAYS,
     ),
-    "recover-restored": Scene(
-        "engine.jobs()", (job, paused("process"), killed_at("engine.resume('a')", "resume.commit:after")), RUNS
-    ),
     "recover-pending": Scene(
         "engine.jobs()", (job, paused("filesystem"), killed_at("engine.resume('a')", "resume.commit:after")), RUNS
     ),

@@ -54,13 +54,15 @@ class Talk(NamedTuple):
 @contextlib.contextmanager
 def begun(root: Root, job: Job, birth: Birth, *, lazily: bool = False) -> Iterator[Begun]:
     """A criu for one dump, or one restore where ``birth`` is in a control group. When the block ends so has criu, and
-    undoes what it was in the middle of. In the middle it doesn't die with this engine: see `settle`.
+    undoes what it was in the middle of. In a dump it doesn't die with this engine: see `settle`.
 
     ``lazily``: its processes may make userfaultfds."""
+    dumps = birth.cgroup is None
     with contextlib.ExitStack() as stack:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.callback(ours.close)
-        stack.callback(_gone, root, job)
+        if dumps:
+            stack.callback(_gone, root, job)
         with theirs:
             spec = CriuBirth(
                 **msgspec.structs.asdict(birth),
@@ -68,9 +70,10 @@ def begun(root: Root, job: Job, birth: Birth, *, lazily: bool = False) -> Iterat
                 args=("swrk", str(theirs.fileno())),
                 kdat=os.fspath(_cache(root)),
                 preload=os.fspath(launch.program("serac-userfaultfd.so")) if lazily else None,
-                pidfile=(ours.fileno(), os.fspath(_pidfile(root, job))),
+                pidfile=(ours.fileno(), os.fspath(_pidfile(root, job))) if dumps else None,
             )
-            slot = stack.enter_context(CriuSlot(spec, descriptors=[theirs.fileno(), ours.fileno()]))
+            kept = [ours.fileno()] if dumps else []
+            slot = stack.enter_context(CriuSlot(spec, descriptors=[theirs.fileno(), *kept]))
         begun = Begun(slot, ours)
         yield begun
         if begun.last is not None:
@@ -118,15 +121,9 @@ def explained(log: Path) -> checkpoint.Obstacle:
         return checkpoint.explain("")
 
 
-def left(root: Root, job: Job) -> bool:
-    """Whether a criu is at work on a job, or was when its engine died."""
-    return _pidfile(root, job).exists()
-
-
 def settle(root: Root, job: Job, *, committed: bool) -> None:
-    """Let a criu whose engine died come to its end: it goes through with a dump, or undoes it; of a restore it lets the
-    processes run either way, which are killed before where they must not. The caller holds the job's lock. Raises Busy
-    while it is still at work."""
+    """Let a criu whose engine died come to its end: it goes through with the dump, or undoes it. The caller holds the
+    job's lock. Raises Busy while it is still at work."""
     path = _pidfile(root, job)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

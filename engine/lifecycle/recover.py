@@ -67,7 +67,7 @@ def _left(job: Job) -> bool:
 
 
 def _changed(root: Root, job: Job) -> bool:
-    if not processes.alive(root, job) or _misplaced(root, job) or criu.left(root, job):
+    if not processes.alive(root, job) or _misplaced(root, job):
         return True
     return job.loading is not None and lazy.ended(root, job)
 
@@ -80,7 +80,7 @@ def _misplaced(root: Root, job: Job) -> bool:
 def recover(root: Root) -> None:
     """What an engine does when it opens a root; cheap when all is well."""
     for job in root.catalog.jobs_in(*PASSING, *LIVE):
-        if job.state in PASSING or job.loading or _left(job) or _misplaced(root, job) or criu.left(root, job):
+        if job.state in PASSING or job.loading or _left(job) or _misplaced(root, job):
             look(root, job)
     root.await_removals()  # they keep a sweep away
     with store.sweeping(root.tmp) as found:
@@ -95,9 +95,6 @@ def mend(root: Root, job: Job) -> Job | None:
     if job.state in PASSING:
         with _told(root, job), root.intent(f"mend-{job.id}"), step(f"recover.{job.state}", job=job.id):
             return _mend_passing(root, job)
-    if job.state in LIVE and criu.left(root, job):
-        with _told(root, job), step("recover.restored", job=job.id):
-            criu.settle(root, job, committed=True)
     if job.state in LIVE and processes.alive(root, job) and _misplaced(root, job):
         with step("recover.standing", job=job.id):
             stop.place(root, job)
@@ -140,8 +137,8 @@ def _mend_passing(root: Root, job: Job) -> Job | None:
     if job.state is JobState.CREATED:
         remove.erase(root, job)
         return None
+    criu.settle(root, job, committed=False)
     if job.state is JobState.PAUSING:
-        criu.settle(root, job, committed=False)
         before = JobState.FROZEN if job.frozen else JobState.RUNNING
         pause.undo(root, msgspec.structs.replace(job, state=before, frozen=False))
     else:

@@ -1,9 +1,8 @@
 """restore: criu brings the processes of a snapshot back; a part of `engine.lifecycle.resume` and of a fork.
 
 While the caller's block runs, everything is there and nothing has run yet: that is the place for its commit. A restore
-that fails leaves the image as it was; the caller takes down what there is of the job. When the engine dies, criu and
-what it brought back stand still, until who takes the job next kills them or lets them run (`criu.settle`), as the
-catalog says.
+that fails leaves the image as it was; the caller takes down what there is of the job. When the engine dies just before
+its commit the processes may run for a moment, until who takes the job next kills them.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def restored(
                 pages.ready()
             hold.end()
         yield
-        # All that is left to criu is to let go: it does so, or the kernel does when it dies.
+        # All that is left to criu is to let go, which the kernel does for it if it dies.
         with step(f"{verb}.go", job=job.id), contextlib.suppress(checkpoint.CriuGone, checkpoint.Refused, Timeout):
             talk.conversation.finish()
     for name, milliseconds in checkpoint.restore_times(work).items():
