@@ -52,7 +52,7 @@ import logging, os, sys
 from pathlib import Path
 from engine import *
 from engine.base import DirSource, OciSource
-from engine.lifecycle import flush
+from engine.lifecycle import ahead, flush
 from engine.model import SnapshotSource
 """
 
@@ -244,7 +244,13 @@ SCENES = {
         WrongState,
         is_in("running"),
     ),
-    "prefetch": Scene("engine.prefetch('a')", (job, paused("process", archived=True)), STAYS, None, is_in("paused")),
+    "prefetch": Scene(
+        "engine.prefetch('a'); ahead.close(engine._root)",
+        (job, paused("process", archived=True)),
+        STAYS,
+        None,
+        is_in("paused"),
+    ),
     "take": Scene("engine.snapshot_take('a')", (job,), PAUSES, WrongState, is_in("running", "paused")),
     "fork-files": Scene(
         f"engine.fork({SNAPSHOT}, name='b')", (job, paused("filesystem")), STAYS, NameTaken, second_runs

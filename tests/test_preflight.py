@@ -209,6 +209,7 @@ def test_nothing_else_is_refused(armed: Engine) -> None:
         stood.engine.pause(stood.job, mode="process")
         stood.engine.resume(stood.job)
         assert len(stood.seen().processes) == len(seen.processes)
+        stood.engine._root.await_removals()
 
 
 INIT = Process(

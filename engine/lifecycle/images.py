@@ -7,6 +7,7 @@ written, and whoever removes it looks under the same lock whether there is one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,16 +26,21 @@ def placed(image: Path, target: Path, *, timeout: float) -> Iterator[None]:
             stack.enter_context(store.locked(target, timeout=timeout))
         except FileNotFoundError:
             stack.enter_context(store.locked(image, timeout=timeout))
-            _rename(image, target)
+            if not _rename(image, target):
+                stack.enter_context(store.locked(target, timeout=timeout))
         yield
 
 
-def _rename(image: Path, target: Path) -> None:
+def _rename(image: Path, target: Path) -> bool:
+    """False when another engine has just placed the same."""
     try:
         image.rename(target)
         store.sync_directory(target.parent)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
         raise from_os(error, "place image") from error
+    return True
 
 
 def referenced(root: Root) -> set[str]:

@@ -82,12 +82,20 @@ def recover(root: Root) -> None:
     for job in root.catalog.jobs_in(*PASSING, *LIVE):
         if job.state in PASSING or job.loading or _left(job) or _misplaced(root, job):
             look(root, job)
+    if _abandoned(root):
+        (root.tmp / "slots").mkdir(exist_ok=True)
     root.await_removals()  # they keep a sweep away
     with store.sweeping(root.tmp) as found:
         if found.markers:
             with root.journal.telling("recover.sweep") as event, step("recover.sweep"):
                 found.complete = sweep(root)
                 event["facts"] = {"complete": found.complete}
+
+
+def _abandoned(root: Root) -> bool:
+    """Whether a slot is there whose engine died (`engine.lifecycle.ahead`): a run directory, and no job that lives."""
+    names = set(_names(root.run_jobs)) - {job.id for job in root.catalog.jobs_in(*PASSING, *LIVE)}
+    return any(not store.held(root.run_job(name)) for name in names)
 
 
 def mend(root: Root, job: Job) -> Job | None:

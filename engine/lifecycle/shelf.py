@@ -93,5 +93,7 @@ class Shelf:
 
     def close(self) -> None:
         """Its thread ends, and with it what serac-launch started; the caller takes away what is left."""
-        if self._keeper is not None:
-            self._keeper.shutdown(cancel_futures=True)
+        with self._guard:
+            keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.shutdown(cancel_futures=True)
