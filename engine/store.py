@@ -174,25 +174,29 @@ def intent(tmp: Path, name: str, *, timeout: float, scratch: bool = False) -> It
 
 
 class Sweep:
-    """``markers``: the traces of crashes; ``complete``: whether they may go."""
+    """``markers``: the traces of crashes; ``due``: whether there is something to sweep, and nobody at work;
+    ``complete``: whether the markers may go."""
 
-    def __init__(self, markers: list[Path]) -> None:
+    def __init__(self, markers: list[Path], *, due: bool) -> None:
         self.markers = markers
+        self.due = due
         self.complete = False
 
 
 @contextlib.contextmanager
-def sweeping(tmp: Path) -> Iterator[Sweep]:
-    """The markers of crashes, while nobody is at work; none when there was no crash, or when somebody is."""
+def sweeping(tmp: Path, *, anyway: bool = False) -> Iterator[Sweep]:
+    """The markers of crashes, while nobody is at work; none when there was no crash, or when somebody is. ``anyway``: a
+    sweep is due without one."""
     with contextlib.ExitStack() as stack:
         markers = list(tmp.iterdir())
+        due = bool(markers) or anyway
         try:
-            if markers:
+            if due:
                 stack.enter_context(locked(tmp, timeout=0))
                 markers = list(tmp.iterdir())
         except Busy:
-            markers = []
-        sweep = Sweep(markers)
+            markers, due = [], False
+        sweep = Sweep(markers, due=due and bool(markers or anyway))
         yield sweep
         for marker in markers if sweep.complete else ():
             remove_tree(marker)

@@ -82,11 +82,9 @@ def recover(root: Root) -> None:
     for job in root.catalog.jobs_in(*PASSING, *LIVE):
         if job.state in PASSING or job.loading or _left(job) or _misplaced(root, job):
             look(root, job)
-    if _abandoned(root):
-        (root.tmp / "slots").mkdir(exist_ok=True)
     root.await_removals()  # they keep a sweep away
-    with store.sweeping(root.tmp) as found:
-        if found.markers:
+    with store.sweeping(root.tmp, anyway=_abandoned(root)) as found:
+        if found.due:
             with root.journal.telling("recover.sweep") as event, step("recover.sweep"):
                 found.complete = sweep(root)
                 event["facts"] = {"complete": found.complete}
