@@ -105,9 +105,10 @@ def locked(directory: Path, *, timeout: float, shared: bool = False) -> Iterator
 
 
 def held(directory: Path) -> bool:
-    """Whether somebody has the lock of ``directory``; nobody has where it isn't there."""
+    """Whether somebody has the lock of ``directory`` for himself; nobody has where it isn't there. Who looks at the
+    same time hasn't."""
     try:
-        with locked(directory, timeout=0):
+        with locked(directory, timeout=0, shared=True):
             return False
     except FileNotFoundError:
         return False

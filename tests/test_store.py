@@ -154,3 +154,12 @@ def test_what_is_mounted_in_a_tree_is_an_error_and_no_loss(tmp_path: Path) -> No
     done = subprocess.run(shell, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert done.stdout == "kept\n"
     assert "on a different device" in done.stderr
+
+
+def test_who_looks_whether_a_lock_is_held_holds_none(tmp_path: Path) -> None:
+    assert not store.held(tmp_path)
+    with store.locked(tmp_path, timeout=0, shared=True):  # as another who looks does
+        assert not store.held(tmp_path)
+    with store.locked(tmp_path, timeout=0):
+        assert store.held(tmp_path)
+    assert not store.held(tmp_path / "nowhere")

@@ -79,7 +79,7 @@ def make(root: Root, job: Job, what: What) -> Slot:
     thread."""
     root.stage(job.id)
     with contextlib.ExitStack() as held:
-        held.enter_context(store.locked(root.run_job(job.id), timeout=0))
+        held.enter_context(store.locked(root.run_job(job.id), timeout=root.timeout))
         begun: JobSlot | criu.Begun
         if what.kind == "init":
             begun = held.enter_context(processes.begin(root, job))

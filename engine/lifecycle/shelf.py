@@ -18,9 +18,6 @@ class Kept(Protocol):
     def what(self) -> Hashable:
         """A job takes it that wants just this."""
 
-    def serves(self) -> bool:
-        """Whether it is still what it was."""
-
     def close(self) -> None: ...
 
 
