@@ -16,7 +16,7 @@
  *   launch_netlink.c   what both say to the kernel
  *   launch_files.c     files put into the job: `write`, `init`, `listen`
  *   launch_sandbox.c   descriptors, capabilities, hostname
- *   launch_seccomp.c   the system call filter
+ *   launch_seccomp.c   the system call filter (filter.c), loaded
  *   launch_image.c     `mount` and `unmount` of EROFS images
  *   launch_criu.c      `criu`: what criu sees of the host and of the job
  *   launch_pages.c     `pages`: memory that comes in while the job runs, and who watches over that
@@ -30,7 +30,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <seccomp.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -90,11 +89,10 @@ struct launch {
     int *binds;        /* detached copies of the trees in `spec.binds` */
     int null;          /* the null device inside, or the host's where the job broke its own */
     int listener;
-    scmp_filter_ctx filter;
     int lock;      /* the socket that owns the table; -1: none */
     size_t guests; /* of `spec.guests`, how many are on lo */
     long long closed;
-    int program; /* the filter as the kernel takes it, in memory that both sides share */
+    int program; /* a filter of this job's own, in memory that both sides share */
     struct mover *mover;
 };
 

@@ -29,8 +29,14 @@ def compile_c(target: Path, sources: Sequence[Path], *flags: str) -> Path:
     return target
 
 
-def launch_sources() -> list[Path]:
-    return [*sorted(NATIVE.glob("launch*.c")), NATIVE / "records.c"]
+def compile_launch(target: Path, *flags: str) -> Path:
+    """serac-launch, as native/CMakeLists.txt has it."""
+    printer, header = target.with_name("filter-print"), target.with_name("filter_ready.h")
+    if not header.exists():
+        compile_c(printer, [NATIVE / "filter.c", NATIVE / "filter_print.c"], "-lseccomp")
+        header.write_bytes(subprocess.run([printer], stdout=subprocess.PIPE, check=True).stdout)
+    sources = [*sorted(NATIVE.glob("launch*.c")), NATIVE / "filter.c", NATIVE / "records.c"]
+    return compile_c(target, sources, f"-I{header.parent}", *flags, "-lseccomp")
 
 
 def encode(records: Sequence[Record]) -> bytes:

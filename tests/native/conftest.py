@@ -15,13 +15,10 @@ from launches import Place
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """static: from ``SERAC_BIN_DIR``, else built; dynamic: for LD_PRELOAD; probe, older: tests/native/launch_*.c."""
     build = tmp_path_factory.mktemp("launch")
-    sources, installed = launches.launch_sources(), os.environ.get("SERAC_BIN_DIR")
-    program = build / "serac-launch"
+    installed, program = os.environ.get("SERAC_BIN_DIR"), build / "serac-launch"
     return {
-        "static": Path(installed) / "serac-launch"
-        if installed
-        else launches.compile_c(program, sources, "-static", "-lseccomp"),
-        "dynamic": launches.compile_c(build / "dynamic", sources, "-lseccomp"),
+        "static": Path(installed) / "serac-launch" if installed else launches.compile_launch(program, "-static"),
+        "dynamic": launches.compile_launch(build / "dynamic"),
         "probe": launches.compile_c(build / "probe", [launches.PROBES / "launch_probe.c"], "-static"),
         "older": launches.compile_c(build / "older.so", [launches.PROBES / "launch_older.c"], "-shared", "-fPIC"),
     }
