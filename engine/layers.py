@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -231,10 +231,20 @@ def manifest(directory: Path) -> Snapshot | None:
         raise Damaged(f"{file}: {error}") from error
 
 
+_MANIFESTS = ("snapshot.json", "manifest.json")
+
+
 def unseal(directory: Path) -> None:
     """Of a layer that is written again, or that tops no snapshot any more: the manifests go."""
-    for name in ("snapshot.json", "manifest.json"):
+    for name in _MANIFESTS:
         (directory / name).unlink(missing_ok=True)
+
+
+def take_apart(directory: Path, away: Callable[[Path], None]) -> None:
+    """Of a layer that is written again: all that made a snapshot of it goes away."""
+    drop_remaps(directory)
+    for name in (*_MANIFESTS, "image"):
+        away(directory / name)
 
 
 def forget_snapshot(directory: Path) -> None:

@@ -18,7 +18,7 @@ import secrets
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.errors import Busy, from_os
@@ -143,19 +143,34 @@ class Intent:
         self.path = path
         self.open = True
         """whether a failure of the block leaves something that only a sweep puts right"""
+        self.taken = 0
+        """how much was taken away"""
 
     def undone(self) -> None:
         """What the block began is undone: its failure needs no sweep."""
         self.open = False
 
+    def away(self, path: Path) -> None:
+        """Take a file or a directory of the same filesystem away at once, if it is there; it is removed when the block
+        is over. To rename costs a tenth of what it costs to free a file's blocks."""
+        try:
+            path.rename(self.path / f"away.{self.taken}")
+            self.taken += 1
+        except FileNotFoundError:
+            if not self.path.exists():  # no marker: the disk is full
+                remove(path)
+
 
 @contextlib.contextmanager
-def intent(tmp: Path, name: str, *, timeout: float, scratch: bool = False) -> Iterator[Intent]:
+def intent(
+    tmp: Path, name: str, *, timeout: float, scratch: bool = False, later: Callable[[Path], None] | None = None
+) -> Iterator[Intent]:
     """Work on directories that the catalog doesn't know yet, or no more.
 
     The marker goes at the end, and stays with its contents removed when the block failed and nobody said `undone`.
     On a full disk there is no marker, because removals must work there most of all; what is half done is then found
-    by the sweep that the next marker calls for. ``scratch``: the block can't do without the directory."""
+    by the sweep that the next marker calls for. ``scratch``: the block can't do without the directory. ``later`` gets
+    a marker to remove that something was taken away into."""
     with locked(tmp, timeout=timeout, shared=True):
         marker = Intent(tmp / f"{name}.{secrets.token_hex(4)}")
         try:
@@ -167,11 +182,14 @@ def intent(tmp: Path, name: str, *, timeout: float, scratch: bool = False) -> It
             yield marker
         except BaseException:
             for left in marker.path.iterdir() if marker.path.is_dir() else ():
-                remove_tree(left)
+                remove(left)
             if not marker.open:
                 remove_tree(marker.path)
             raise
-        remove_tree(marker.path)
+        if later is not None and marker.taken:
+            later(marker.path)
+        else:
+            remove_tree(marker.path)
 
 
 class Sweep:
@@ -201,6 +219,14 @@ def sweeping(tmp: Path, *, anyway: bool = False) -> Iterator[Sweep]:
         yield sweep
         for marker in markers if sweep.complete else ():
             remove_tree(marker)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory as `remove_tree`; nothing happens when it isn't there."""
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        remove_tree(path)
 
 
 def remove_tree(path: Path) -> None:

@@ -105,6 +105,37 @@ def test_a_marker_goes_with_the_work_and_stays_after_a_failure(tmp_path: Path) -
     assert os.listdir(marker) == []
 
 
+def test_what_is_taken_away_is_gone_at_once_and_removed_at_the_end(tmp_path: Path) -> None:
+    tmp, left = tmp_path / "tmp", []
+    for directory in (tmp, tmp_path / "deep/er"):
+        directory.mkdir(parents=True)
+    (tmp_path / "file").write_text("bytes")
+    with store.intent(tmp, "work", timeout=0, later=left.append) as intent:
+        for name in ("file", "deep", "nothing"):
+            intent.away(tmp_path / name)
+        assert os.listdir(tmp_path) == ["tmp"]
+    assert left == [intent.path]
+    assert sum(len(files) for _, _, files in os.walk(intent.path)) == 1
+    with store.intent(tmp, "another", timeout=0, later=left.append):
+        pass
+    assert len(left) == 1
+    store.remove_tree(intent.path)
+    assert os.listdir(tmp) == []
+
+
+def test_without_room_for_a_marker_what_is_taken_away_is_removed_at_once(tmp_path: Path) -> None:
+    tmp = tmp_path / "tmp"
+    tmp.mkdir()
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "file").write_text("bytes")
+    with store.intent(tmp, "work", timeout=0) as intent:
+        intent.path.rmdir()  # as on a full disk, where it never was
+        for name in ("file", "deep", "nothing"):
+            intent.away(tmp_path / name)
+        assert os.listdir(tmp_path) == ["tmp"]
+        assert os.listdir(tmp) == []
+
+
 def test_a_sweep_is_due_after_a_crash_and_waits_for_whoever_works(tmp_path: Path) -> None:
     with store.sweeping(tmp_path) as nothing:
         assert nothing.markers == []

@@ -224,7 +224,7 @@ def complete(root: Root, job: Job) -> Job:
     """The pages are in, or not needed any more: the snapshot that an eager resume had used up goes now."""
     if job.loading is None:
         return job
-    with root.intent(f"loaded-{job.id}"):
+    with root.intent(f"loaded-{job.id}") as intent:
         with step("loaded.commit", job=job.id), root.catalog.transaction() as transaction:
             used = _used_up(root, job, job.loading)
             whole = msgspec.structs.replace(job, loading=None, snapshot=None if used else job.snapshot)
@@ -232,7 +232,7 @@ def complete(root: Root, job: Job) -> Job:
                 transaction.remove_snapshot(used.id)
             transaction.put_job(whole)
         if used is not None:
-            root.discard(layers.image(root.layer(used.layers[-1])))
+            intent.away(layers.image(root.layer(used.layers[-1])))
     return whole
 
 

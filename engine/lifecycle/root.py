@@ -6,9 +6,9 @@ import contextlib
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from engine import cgroup, store
@@ -68,7 +68,8 @@ class Root(Places):
         self.unmended: set[str] = set()
         """jobs that this engine couldn't mend, and has told so"""
         self.shelf = Shelf()
-        self._removals: list[threading.Thread] = []
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="serac-remove")
+        self._removals: list[Future[None]] = []
         self._make()
         try:
             self._refuse_without_catalog()
@@ -114,32 +115,25 @@ class Root(Places):
 
     def close(self) -> None:
         """The run directory goes too, unless a base is mounted or a job has something in it."""
-        self.await_removals()
+        self._remover.shutdown()
         self.catalog.close()
         self._leave_run()
 
-    def discard(self, directory: Path) -> None:
-        """Take a directory away at once; its bytes go while the caller goes on, at the latest with the next sweep.
-
-        Freeing the blocks of large files takes milliseconds, and a resume needn't wait for them."""
-        aside = self.tmp / f"discarded.{store.new_id()}"
-        with contextlib.suppress(FileNotFoundError):
-            directory.rename(aside)
-            self._removals = [removal for removal in self._removals if removal.is_alive()]
-            self._removals.append(threading.Thread(target=self._remove, args=(aside,)))
-            self._removals[-1].start()
-
     def await_removals(self) -> None:
-        """Until what was discarded is gone."""
-        for removal in self._removals:
-            removal.join()
+        """Until what was taken away is gone."""
+        wait(self._removals)
 
-    def _remove(self, discarded: Path) -> None:
+    def _remove_later(self, marker: Path) -> None:
+        """While the caller goes on, at the latest with the next sweep: a resume needn't wait until blocks are freed."""
+        self._removals = [removal for removal in self._removals if not removal.done()]
+        self._removals.append(self._remover.submit(self._remove, marker))
+
+    def _remove(self, marker: Path) -> None:
         try:
             with store.locked(self.tmp, timeout=self.timeout, shared=True):
-                store.remove_tree(discarded)
+                store.remove_tree(marker)
         except (SeracError, OSError) as error:
-            log.warning("discard: %s", error)
+            log.warning("%s can't be removed: %s", marker, error)
 
     def _leave_run(self) -> None:
         for place in (self.mounts, self.run_jobs):
@@ -157,11 +151,15 @@ class Root(Places):
         """Make a directory of the run directory, open to nobody else all the way: a base has set-user-ID programs.
 
         Again and again, for engines that close take away what is empty."""
-        while not directory.is_dir():
-            with contextlib.suppress(FileNotFoundError):
-                for place in reversed((directory, *directory.parents)):
-                    if not place.is_dir():
-                        place.mkdir(mode=0o700, exist_ok=True)
+        while True:
+            try:
+                directory.mkdir(mode=0o700)
+            except FileExistsError:
+                return
+            except FileNotFoundError:
+                self.make_private(directory.parent)
+            else:
+                return
 
     def stage(self, job_id: str) -> Path:
         """An empty directory for serac-launch to mount on."""
@@ -199,7 +197,7 @@ class Root(Places):
         return snapshot
 
     def intent(self, name: str, *, scratch: bool = False) -> contextlib.AbstractContextManager[store.Intent]:
-        return store.intent(self.tmp, name, timeout=self.timeout, scratch=scratch)
+        return store.intent(self.tmp, name, timeout=self.timeout, scratch=scratch, later=self._remove_later)
 
     def give_way(self) -> None:
         """Let a full disk have the room that is kept for removals; the next engine keeps some again."""
