@@ -131,7 +131,7 @@ class Catalog:
 
     def job(self, ref: str) -> Job:
         """By id, by name or by an unambiguous beginning of the id. Raises NotFound."""
-        named = self._all("SELECT document FROM job WHERE name = ?", (ref,), Job)
+        named = self._all("SELECT document FROM job WHERE name = ?1 OR id = ?1", (ref,), Job)  # no name is another's id
         return named[0] if named else self._by_id("job", ref, Job)
 
     def job_with(self, job_id: str) -> Job:

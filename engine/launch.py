@@ -23,7 +23,8 @@ from typing import Self
 
 from engine import steps, tools
 from engine.errors import HostLacks, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing
-from engine.launch_spec import CriuBirth, JobBirth, JobView, NetworkSpec, View, encoded, record, records_of
+from engine.kernel import cpu
+from engine.launch_spec import Birth, JobView, NetworkSpec, View, encoded, record, records_of
 
 IO_INSIDE = "/run/serac"
 """where a job finds its io directory"""
@@ -62,15 +63,22 @@ class Hold:
 
 
 class Slot:
-    """A serac-launch that has the head of its spec: it makes what needs no layers, and waits for the body. A context
-    that ends it, and with it what it started, unless that was let go; nothing is left then.
+    """A serac-launch that starts. With the head of its spec (`begin`) it makes what needs no layers, and waits for the
+    body (`go`). A context that ends it, and with it what it started, unless that was let go; nothing is left then.
 
-    It dies with the thread that began it (PR_SET_PDEATHSIG)."""
+    It dies with the thread that started it (PR_SET_PDEATHSIG)."""
 
-    def __init__(self, verb: str, records: Iterable[tuple[str, str]], descriptors: Sequence[int]) -> None:
-        spec = encoded(records)
+    def __init__(self, verb: str, descriptors: Sequence[int]) -> None:
         self._process = _popen(verb, descriptors)
-        _give(self._process, spec + b"\0", whole=False)
+        cpu.leave_to_child()
+
+    def begin(self, birth: Birth) -> None:
+        """Hand the head over."""
+        _give(self._process, encoded([*records_of(birth), *self._own()]) + b"\0", whole=False)
+
+    def _own(self) -> Iterable[tuple[str, str]]:
+        """What the head has of the slot itself."""
+        return ()
 
     def __enter__(self) -> Self:
         return self
@@ -105,33 +113,37 @@ class Slot:
 
 
 class JobSlot(Slot):
-    """For a job's first process. ``hold``: it waits while its network is put in."""
+    """For a job's first process. ``hold``: it waits while its network is put in. ``descriptors`` are passed on."""
 
-    def __init__(self, birth: JobBirth, *, hold: bool = False) -> None:
+    def __init__(self, *, hold: bool = False, descriptors: Sequence[int] = ()) -> None:
         self._gate: io.FileIO | None = None
         with contextlib.ExitStack() as passed, contextlib.ExitStack() as undo:
             init = passed.enter_context(io.FileIO(program("serac-init"))).fileno()
-            descriptors = [init, *(fd for fd in (birth.stdin, birth.stdout, birth.stderr) if fd is not None)]
-            records = [*records_of(birth), ("init", f"{init}:{init_inside()}")]
+            self._records = [("init", f"{init}:{init_inside()}")]
+            descriptors = [init, *descriptors]
             if hold:
                 theirs, gate = (io.FileIO(fd, mode) for fd, mode in zip(os.pipe(), "rw", strict=True))
                 passed.enter_context(theirs)
                 self._gate = undo.enter_context(gate)
-                records.append(("hold", str(theirs.fileno())))
+                self._records.append(("hold", str(theirs.fileno())))
                 descriptors.append(theirs.fileno())
-            super().__init__("run", records, descriptors)
+            super().__init__("run", descriptors)
             undo.pop_all()
 
-    def launch(self, view: JobView, *, timeout: float, network: Callable[[int], None] | None = None) -> int:
-        """Start the job's init and return its pid. ``network`` is called with the pid while the job is held, to put
-        ``eth0`` into its namespace. Raises as `go`."""
+    def _own(self) -> Iterable[tuple[str, str]]:
+        return self._records
 
-        def fill(pid: int) -> None:
-            if network is not None and self._gate is not None:
-                network(pid)
+    def launch(self, view: JobView, *, timeout: float, report: Callable[[int], None] | None = None) -> int:
+        """Start the job's init and return its pid. ``report`` is called with the pid when it has its root; while the
+        job is held, to put ``eth0`` into its namespace. Raises as `go`."""
+
+        def reported(pid: int) -> None:
+            if report is not None:
+                report(pid)
+            if self._gate is not None:
                 self._gate.write(b"g")
 
-        return self.go(view, deadline=time.monotonic() + timeout, report=fill)
+        return self.go(view, deadline=time.monotonic() + timeout, report=reported)
 
     def close(self) -> None:
         if self._gate is not None:
@@ -140,10 +152,11 @@ class JobSlot(Slot):
 
 
 class CriuSlot(Slot):
-    """For a criu, which starts at once, and which serac-launch stays the parent of. ``descriptors`` are passed on."""
+    """For a criu, which starts with the head, and which serac-launch stays the parent of. ``descriptors`` are passed
+    on."""
 
-    def __init__(self, birth: CriuBirth, *, descriptors: Sequence[int]) -> None:
-        super().__init__("criu", records_of(birth), descriptors)
+    def __init__(self, *, descriptors: Sequence[int]) -> None:
+        super().__init__("criu", descriptors)
 
     def launch(self, view: View, *, timeout: float) -> Criu:
         """Let it see the job's root. Raises as `go`."""
@@ -248,7 +261,7 @@ def _popen(verb: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         bufsize=0,
         pass_fds=descriptors,
-        env=tools.environment(),
+        env=tools.environment() if verb == "criu" else {},
         umask=0o027,
     )
 

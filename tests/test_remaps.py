@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from roots import inside, shell, until, wait_for
 
-from engine import Engine
-from engine.errors import NoSpace
+from engine import Engine, SessionSpec
+from engine.errors import CommandNotFound, NoSpace
 from engine.lifecycle import resume
+from engine.session import Exit
 
 pytestmark = pytest.mark.root
 
@@ -54,6 +55,19 @@ def test_a_restore_that_fails_late_leaves_it_for_the_next(
                 engine.resume(job)
     engine.resume(job)
     written(engine, job, "after")
+
+
+def test_a_start_from_the_files_that_is_refused_leaves_it_for_the_processes(engine: Engine) -> None:
+    gone_after = WRITER.replace("echo ready", "mv /bin/sh /w/sh; echo ready")
+    engine.run(shell(gone_after, name="a"))
+    until(engine, "a", b"ready\n")
+    engine.pause("a", mode="process")
+    with pytest.raises(CommandNotFound):
+        engine.resume("a", mode="filesystem")
+    engine.resume("a", mode="process")
+    with engine.exec("a", SessionSpec(argv=("/bin/mv", "/w/sh", "/bin/sh"))) as moving:
+        assert [event.exit for event in moving.events() if isinstance(event, Exit)] == [0]
+    written(engine, "a", "after")
 
 
 def test_forks_have_their_own(engine: Engine, job: str) -> None:

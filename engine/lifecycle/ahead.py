@@ -82,7 +82,7 @@ def make(root: Root, job: Job, what: What) -> Slot:
         held.enter_context(store.locked(root.run_job(job.id), timeout=root.timeout))
         begun: JobSlot | criu.Begun
         if what.kind == "init":
-            begun = held.enter_context(processes.begin(root, job))
+            begun = held.enter_context(processes.begun(root, job))
         else:
             begun = held.enter_context(_criu(root, job, lazily=what.lazily))
         _launcher(begun).await_begun(timeout=root.timeout)
@@ -94,7 +94,7 @@ def _launcher(begun: JobSlot | criu.Begun) -> launch.Slot:
 
 
 def _criu(root: Root, job: Job, *, lazily: bool) -> contextlib.AbstractContextManager[criu.Begun]:
-    return criu.begun(root, job, processes.place(root, job), lazily=lazily)
+    return criu.begun(root, job, partial(processes.place, root, job), lazily=lazily)
 
 
 def _take_down(root: Root, job: Job) -> None:
@@ -112,7 +112,7 @@ def init(root: Root, job: Job, *, verb: str) -> Iterator[JobSlot]:
             return
         with contextlib.ExitStack() as stack:
             with step(f"{verb}.begin", job=job.id):
-                slot = stack.enter_context(processes.begin(root, job))
+                slot = stack.enter_context(processes.begun(root, job))
             yield slot
 
 

@@ -45,7 +45,8 @@ def packed(root: Root, base: str, chain: tuple[str, ...], path: str) -> Iterator
 def _launch(root: Root, job: Job, path: str, stdout: int, stderr: int) -> None:
     birth = processes.job_birth(job, processes.place(root, job))
     arguments = ("pack", "--one-file-system", path)
-    with launch.JobSlot(msgspec.structs.replace(birth, args=arguments, stdout=stdout, stderr=stderr)) as slot:
+    with launch.JobSlot(descriptors=[stdout, stderr]) as slot:
+        slot.begin(msgspec.structs.replace(birth, args=arguments, stdout=stdout, stderr=stderr))
         chain = root.catalog.chain(job.layers)
         mounting.mount_chain(root, job.base, chain)
         view = processes.job_view(root, job, processes.view(root, job, chain))

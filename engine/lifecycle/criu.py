@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,28 +52,30 @@ class Talk(NamedTuple):
 
 
 @contextlib.contextmanager
-def begun(root: Root, job: Job, birth: Birth, *, lazily: bool = False) -> Iterator[Begun]:
-    """A criu for one dump, or one restore where ``birth`` is in a control group. When the block ends so has criu, and
-    undoes what it was in the middle of. In a dump it doesn't die with this engine: see `settle`.
+def begun(
+    root: Root, job: Job, place: Callable[[], Birth], *, dumps: bool = False, lazily: bool = False
+) -> Iterator[Begun]:
+    """A criu for one restore, or one dump, in a place that is made while its launcher starts. When the block ends so
+    has criu, and undoes what it was in the middle of. In a dump it doesn't die with this engine: see `settle`.
 
     ``lazily``: its processes may make userfaultfds."""
-    dumps = birth.cgroup is None
     with contextlib.ExitStack() as stack:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.callback(ours.close)
         if dumps:
             stack.callback(_gone, root, job)
         with theirs:
-            spec = CriuBirth(
-                **msgspec.structs.asdict(birth),
+            kept = [ours.fileno()] if dumps else []
+            slot = stack.enter_context(CriuSlot(descriptors=[theirs.fileno(), *kept]))
+            birth = CriuBirth(
+                **msgspec.structs.asdict(place()),
                 program=os.fspath(tools.find("criu").path),
                 args=("swrk", str(theirs.fileno())),
                 kdat=os.fspath(_cache(root)),
                 preload=os.fspath(launch.program("serac-userfaultfd.so")) if lazily else None,
                 pidfile=(ours.fileno(), os.fspath(_pidfile(root, job))) if dumps else None,
             )
-            kept = [ours.fileno()] if dumps else []
-            slot = stack.enter_context(CriuSlot(spec, descriptors=[theirs.fileno(), *kept]))
+        slot.begin(birth)
         begun = Begun(slot, ours)
         yield begun
         if begun.last is not None:

@@ -11,7 +11,7 @@ import os
 import resource
 import select
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -58,10 +58,13 @@ def place(root: Root, job: Job) -> Birth:
     )
 
 
-def begin(root: Root, job: Job) -> JobSlot:
-    """A slot for a job's init. While it makes what needs no layers the caller plans; who takes the job down on an error
-    and leaves the slot's context."""
-    return JobSlot(job_birth(job, place(root, job)), hold=job.spec.net == "bridge")
+@contextlib.contextmanager
+def begun(root: Root, job: Job) -> Iterator[JobSlot]:
+    """A slot for a job's init. While it makes what needs no layers the caller plans; who takes the job down on an
+    error."""
+    with JobSlot(hold=job.spec.net == "bridge") as slot:
+        slot.begin(job_birth(job, place(root, job)))
+        yield slot
 
 
 def bring_up(root: Root, job: Job, slot: JobSlot, *, verb: str) -> None:
@@ -70,7 +73,7 @@ def bring_up(root: Root, job: Job, slot: JobSlot, *, verb: str) -> None:
     with step(f"{verb}.mount", job=job.id):
         view = job_view(root, job, prepare(root, job))
     with step(f"{verb}.launch", job=job.id):
-        remember(root, job.id, _launch(root, job, slot, view), program=launch.init_inside())
+        _launch(root, job, slot, view)
 
 
 def prepare(root: Root, job: Job) -> View:
@@ -81,17 +84,14 @@ def prepare(root: Root, job: Job) -> View:
     return view(root, job, chain)
 
 
-def start(root: Root, job: Job, sessions: Sequence[SessionSpec], *, verb: str) -> dict[int, str]:
-    """Start sessions in a job that was brought up, but for those that were started in this life of it already: they
-    run, or have left a status.
+def start(job: Job, connection: session.Connection, sessions: Iterable[SessionSpec], *, verb: str) -> dict[int, str]:
+    """Start sessions in a job that was brought up.
 
     Session 0 must start; others that can't (their directory is gone, say) are returned with the reason."""
     missing = {}
-    with step(f"{verb}.start", job=job.id), connected(root, job.id) as connection:
-        begun = {status.id for status in connection.sessions()} | session.statuses(root.io(job.id)).keys()
+    with step(f"{verb}.start", job=job.id):
+        connection.greet()
         for spec in sessions:
-            if spec.id in begun:
-                continue
             try:
                 connection.start(spec)
             except REFUSED as error:
@@ -101,11 +101,13 @@ def start(root: Root, job: Job, sessions: Sequence[SessionSpec], *, verb: str) -
     return missing
 
 
-def _launch(root: Root, job: Job, slot: JobSlot, view: JobView) -> int:
-    address = job.address
-    if address is None:
-        return slot.launch(view, timeout=root.timeout)
-    return slot.launch(view, timeout=root.timeout, network=lambda pid: network.connect(root.config, address, pid=pid))
+def _launch(root: Root, job: Job, slot: JobSlot, view: JobView) -> None:
+    def report(pid: int) -> None:
+        remember(root, job.id, pid, program=launch.init_inside())
+        if job.address is not None:
+            network.connect(root.config, job.address, pid=pid)
+
+    slot.launch(view, timeout=root.timeout, report=report)
 
 
 def view(root: Root, job: Job, chain: Sequence[Layer]) -> View:
@@ -193,8 +195,14 @@ def alive(root: Root, job: Job) -> bool:
 @contextlib.contextmanager
 def connected(root: Root, job_id: str) -> Iterator[session.Connection]:
     """A control connection to the job's init."""
-    with session.connect(root.io(job_id), timeout=root.timeout) as connection:
+    with reached(root, job_id) as connection:
+        connection.greet()
         yield connection
+
+
+def reached(root: Root, job_id: str) -> session.Connection:
+    """The same to an init that may just be starting, for `start`: a context."""
+    return session.reach(root.io(job_id), timeout=root.timeout)
 
 
 def signal_init(root: Root, job: Job, signum: signal.Signals) -> None:

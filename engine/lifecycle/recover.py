@@ -106,7 +106,7 @@ def mend(root: Root, job: Job) -> Job | None:
             stop.place(root, job)
     if job.pending and processes.alive(root, job):
         with _told(root, job), step("recover.pending", job=job.id), contextlib.suppress(*processes.REFUSED):
-            resume.finish(root, job)
+            resume.complete(root, job)
         return root.catalog.job_with(job.id)
     if asking.untold(job) and processes.alive(root, job):
         with step("recover.answer", job=job.id):

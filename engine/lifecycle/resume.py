@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ from engine.model import (
     Value,
 )
 from engine.steps import record, step
+from engine.store import Intent
 
 ENDED_KEPT = 64
 """ended sessions whose files a job keeps, as init does"""
@@ -109,10 +110,10 @@ def resume(root: Root, job: Job, how: How) -> ResumeResult:
         try:
             with _begun(root, job, plan) as bring:
                 with step("resume.plan", job=job.id):
-                    resuming, strategy = _prepare(root, job, plan)
+                    resuming, strategy = _prepare(root, job, plan, intent)
                 generation = wake.new_generation(root, resuming)
-                running = bring(resuming)
-                missing = finish(root, running)
+                running, missing = bring(resuming)
+                _finish(root, running, intent)
                 untold = wake.tell(root, running, generation) if plan.back else None
                 untold = asking.tell(root, running) or untold
         except BaseException:
@@ -157,9 +158,9 @@ def ways(root: Root, snapshot: Snapshot, how: How) -> tuple[bool, lazy.Choice]:
 
 
 @contextlib.contextmanager
-def _begun(root: Root, job: Job, plan: Plan) -> Iterator[Callable[[Job], Job]]:
-    """What needs no layers is made from here on, beside the caller; what the block gets does steps 2 and 3. Until the
-    block ends some of it may still be about to end."""
+def _begun(root: Root, job: Job, plan: Plan) -> Iterator[Callable[[Job], tuple[Job, dict[int, str]]]]:
+    """What needs no layers is made from here on, beside the caller; what the block gets does steps 2 to 4, and gives
+    the sessions that could not be started with the job. Until the block ends some of it may still be about to end."""
     if plan.back:
         with ahead.restoring(root, job, lazily=plan.choice.lazy, verb="resume") as begun:
             yield lambda resuming: _restore(root, resuming, plan, begun)
@@ -197,8 +198,8 @@ def _with_processes(root: Root, snapshot: Snapshot, how: How) -> bool:
     return False
 
 
-def _restore(root: Root, resuming: Job, plan: Plan, begun: criu.Begun) -> Job:
-    """Steps 2 and 3, and the first of 4: the processes go."""
+def _restore(root: Root, resuming: Job, plan: Plan, begun: criu.Begun) -> tuple[Job, dict[int, str]]:
+    """The processes go on."""
     snapshot, how, lazily = plan.snapshot, plan.how, plan.choice.lazy
     with (
         restore.restored(root, resuming, snapshot, begun, keep_tcp=how.keep_tcp, lazily=lazily, verb="resume"),
@@ -206,11 +207,12 @@ def _restore(root: Root, resuming: Job, plan: Plan, begun: criu.Begun) -> Job:
     ):
         loading = Loading(snapshot=snapshot.id, keep=how.keep) if lazily else None
         resuming = msgspec.structs.replace(resuming, loading=loading)
-        return _commit(root, resuming, msgspec.structs.replace(snapshot, context=Context()), None)
+        running = _commit(root, resuming, msgspec.structs.replace(snapshot, context=Context()), None)
+    return running, {}
 
 
-def _start_anew(root: Root, resuming: Job, plan: Plan, slot: JobSlot) -> Job:
-    """Steps 2 and 3 from the files."""
+def _start_anew(root: Root, resuming: Job, plan: Plan, slot: JobSlot) -> tuple[Job, dict[int, str]]:
+    """From the files; the job's init comes up while the catalog commits."""
     snapshot = plan.snapshot
     processes.bring_up(root, resuming, slot, verb="resume")
     restore.leave_aside(root, resuming, snapshot)
@@ -219,15 +221,17 @@ def _start_anew(root: Root, resuming: Job, plan: Plan, slot: JobSlot) -> Job:
     if plan.how.idle:
         held, _ = sessions.held_back(snapshot.context)
         started = msgspec.structs.replace(snapshot, context=Context())
-    with step("resume.commit", job=resuming.id):
-        return _commit(root, msgspec.structs.replace(resuming, held=held), started, plan.how.workdir)
+    with processes.reached(root, resuming.id) as connection:
+        with step("resume.commit", job=resuming.id):
+            running = _commit(root, msgspec.structs.replace(resuming, held=held), started, plan.how.workdir)
+        return _start(root, running, connection, running.pending)
 
 
-def _prepare(root: Root, job: Job, plan: Plan) -> tuple[Job, Strategy]:
+def _prepare(root: Root, job: Job, plan: Plan, intent: Intent) -> tuple[Job, Strategy]:
     """Step 1; the job as it is while it is resumed."""
     resuming, strategy = _on_top(root, job, plan.snapshot, keep=plan.how.keep or plan.choice.lazy)
     if not plan.back:
-        _clear_io(root, job, plan.snapshot)
+        _clear_io(root, job, plan.snapshot, intent)
     resuming = msgspec.structs.replace(resuming, answers=plan.answers)
     return requests.carried_out(resuming, "resume", plan.how.request), strategy
 
@@ -262,7 +266,7 @@ def _strategy(root: Root, job: Job, snapshot: Snapshot) -> Strategy:
     return layers.choose_strategy(job, current, top, snapshots=snapshots, jobs=jobs)
 
 
-def _clear_io(root: Root, job: Job, snapshot: Snapshot) -> None:
+def _clear_io(root: Root, job: Job, snapshot: Snapshot, intent: Intent) -> None:
     """Leave the next init what it may go on with: logs, and what is known of sessions that have ended. The job could
     write here, so that anything may lie in the way."""
     io = root.io(job.id)
@@ -272,10 +276,8 @@ def _clear_io(root: Root, job: Job, snapshot: Snapshot) -> None:
     kept = {f"{number}.{kind}" for number in ended[-ENDED_KEPT:] for kind in ("status", "spec", "log", "log.old")}
     kept |= {f"{number}.{kind}" for number in coming for kind in ("log", "log.old")}
     for entry in os.scandir(io):
-        if entry.is_dir(follow_symlinks=False):
-            store.remove_tree(Path(entry.path))
-        elif entry.name not in kept or not entry.is_file(follow_symlinks=False):
-            os.unlink(entry.path)
+        if entry.name not in kept or not entry.is_file(follow_symlinks=False):
+            intent.away(Path(entry.path))
 
 
 def _commit(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None) -> Job:
@@ -301,22 +303,32 @@ def _in_directory(spec: SessionSpec, workdir: str | None) -> SessionSpec:
     return msgspec.structs.replace(spec, workdir=workdir) if workdir is not None and not spec.id else spec
 
 
-def finish(root: Root, running: Job) -> dict[int, str]:
-    """Steps 4 and 5, for whoever has the job when they are due; the sessions that could not be started."""
-    missing = {}
-    if running.pending:
-        try:
-            missing = processes.start(root, running, running.pending, verb="resume")
-        except processes.REFUSED:
-            _revert(root, running)
-            raise
-        root.put(msgspec.structs.replace(running, pending=()))
+def complete(root: Root, running: Job) -> None:
+    """Steps 4 and 5 for whoever has the job when they are due: the sessions start that haven't in this life of it, for
+    they neither run nor have left a status."""
+    with root.intent(f"resume-{running.id}") as intent:
+        with processes.connected(root, running.id) as connection:
+            begun = {status.id for status in connection.sessions()} | session.statuses(root.io(running.id)).keys()
+            _start(root, running, connection, [spec for spec in running.pending if spec.id not in begun])
+        _finish(root, running, intent)
+
+
+def _start(
+    root: Root, running: Job, connection: session.Connection, specs: Iterable[SessionSpec]
+) -> tuple[Job, dict[int, str]]:
+    """Step 4."""
+    try:
+        missing = processes.start(running, connection, specs, verb="resume")
+    except processes.REFUSED:
+        _revert(root, running)
+        raise
+    return root.put(msgspec.structs.replace(running, pending=())), missing
+
+
+def _finish(root: Root, running: Job, intent: Intent) -> None:
+    """Step 5."""
     with step("resume.finish", job=running.id):
-        directory = root.layer(processes.upper(running))
-        layers.unseal(directory)
-        layers.drop_remaps(directory)
-        root.discard(layers.image(directory))
-    return missing
+        layers.take_apart(root.layer(processes.upper(running)), intent.away)
 
 
 def _revert(root: Root, running: Job) -> None:
@@ -337,15 +349,14 @@ def undo(root: Root, job_id: str) -> bool:
     if resuming.state in (JobState.PAUSED, JobState.RESUMING):
         processes.take_down(root, resuming)
     if resuming.state is JobState.RESUMING:
-        snapshot = root.catalog.snapshot(resuming.snapshot or "")
-        if snapshot.image is not None and resuming.upper == snapshot.layers[-1]:
-            layers.put_back(root.layer(resuming.upper), snapshot.image.remaps)
-        _put_paused(root, resuming, snapshot)
+        _put_paused(root, resuming, root.catalog.snapshot(resuming.snapshot or ""))
     return resuming.state in (JobState.RESUMING, JobState.PAUSED)
 
 
 def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
     top = snapshot.layers[-1]
+    if job.upper == top and snapshot.image is not None:
+        layers.put_back(root.layer(top), snapshot.image.remaps)
     paused = msgspec.structs.replace(
         job,
         state=JobState.PAUSED,

@@ -178,8 +178,9 @@ def _begin(root: Root, job: Job, first: list[SessionSpec], *, snapshot: Snapshot
         if snapshot is not None:
             restore.leave_aside(root, made, snapshot)
         told = asking.leave(root, made)
-        generation = wake.new_generation(root, made)
-        missing = processes.start(root, made, first, verb="run")
+        with processes.reached(root, made.id) as connection:
+            generation = wake.new_generation(root, made)
+            missing = processes.start(made, connection, first, verb="run")
         with step("run.commit", job=job.id):
             running = msgspec.structs.replace(told, state=JobState.RUNNING, started=now())
             records.keep_job(root, running)

@@ -10,7 +10,7 @@
 the socket: whatever comes from either is checked, bounded, and a ProtocolError where it isn't what it must be.
 """
 
-from engine.session.connection import INPUT_MAX, LIVE, START, TAIL, Connection, connect
+from engine.session.connection import INPUT_MAX, LIVE, START, TAIL, Connection, connect, reach
 from engine.session.files import (
     SESSION_ID_MAX,
     Lease,
@@ -47,6 +47,7 @@ __all__ = [
     "follow_unblocked",
     "lease",
     "raw_question",
+    "reach",
     "read_log",
     "specs",
     "status",

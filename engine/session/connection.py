@@ -70,13 +70,20 @@ def connect(io: Path, *, timeout: float) -> Connection:
     Raises WrongState when there is none, Timeout, Busy, ProtocolError.
     """
     with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(reach(io, timeout=timeout))
+        connection.greet()
+        stack.pop_all()
+        return connection
+
+
+def reach(io: Path, *, timeout: float) -> Connection:
+    """The same, but init, which may just be starting, has not been heard yet: `Connection.greet` comes first."""
+    with contextlib.ExitStack() as stack:
         sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         _enlarge(sock)
         _reach(sock, io / "init.sock", timeout)
-        connection = Connection(sock, io, timeout)
-        connection._greet()
         stack.pop_all()
-        return connection
+        return Connection(sock, io, timeout)
 
 
 def _enlarge(sock: socket.socket) -> None:
@@ -124,6 +131,18 @@ class Connection:
         self.tty = False
         self.offset = 0
         self.taken: int | None = None
+
+    def greet(self) -> None:
+        """Wait for init's first word. Raises WrongState, Timeout, Busy, ProtocolError."""
+        try:
+            hello = self._reply(Type.HELLO)
+        except _Refused as refusal:
+            raise _error(refusal) from refusal
+        if hello.session != VERSION:
+            raise ProtocolError(
+                f"the job's init speaks version {hello.session} of the protocol, this serac {VERSION}",
+                hint="use the serac that started the job, or `serac stop JOB`",
+            )
 
     def start(
         self,
@@ -268,17 +287,6 @@ class Connection:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def _greet(self) -> None:
-        try:
-            hello = self._reply(Type.HELLO)
-        except _Refused as refusal:
-            raise _error(refusal) from refusal
-        if hello.session != VERSION:
-            raise ProtocolError(
-                f"the job's init speaks version {hello.session} of the protocol, this serac {VERSION}",
-                hint="use the serac that started the job, or `serac stop JOB`",
-            )
 
     def _events(self) -> Iterator[SessionEvent]:
         while (each := self.receive()) is not None:
