@@ -16,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -174,7 +173,7 @@ static int job_run(struct launch *launch) {
         RUN(SANDBOX, filter_build),
         WAIT(CLONE, job_hear), /* its network namespace is there */
         RUN(CLONE, begun_report), WAIT(SPEC, body_await),
-        RUN(TREES, trees_attach), RUN(TREES, sysfs_lend), RUN(OVERLAY, root_mount),
+        RUN(TREES, trees_attach), RUN(TREES, lowers_warm), RUN(TREES, sysfs_lend), RUN(OVERLAY, root_mount),
         WAIT(CLONE, job_tell), /* it takes the body too, and enters its root */
         RUN(CLONE, pid_report), WAIT(NETWORK, hold_wait),
         WAIT(CLONE, job_tell), /* it finishes its network, files and sandbox */
@@ -193,7 +192,7 @@ static int criu_run(struct launch *launch) {
         RUN(FILES, cache_open), RUN(FILES, pidfile_open), RUN(TREES, stage_mount), RUN(MOUNTS, view_mount),
         RUN(CGROUP, cgroup_open), RUN(CLONE, job_clone), RUN(FILES, pidfile_leave), RUN(CGROUP, cgroups_join),
         RUN(USERNS, userns_make), RUN(CLONE, begun_report), WAIT(SPEC, body_await), /* while criu starts */
-        RUN(TREES, trees_attach), RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_fill),
+        RUN(TREES, trees_attach), RUN(TREES, lowers_warm), RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_fill),
         RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),
         RUN(EXEC, exec_await), WAIT(EXEC, success_report), WAIT(EXEC, criu_await),
     };
@@ -293,7 +292,8 @@ int main(int count, char **words) {
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
-    prctl(PR_SET_PDEATHSIG, SIGKILL); /* not inherited by the job */
+    launch.engine = getppid();
+    die_with(launch.engine); /* not inherited by the job */
     launch.verb = verb;
     if (spec_head(&launch.spec, verb, &about) < 0) {
         fail(&launch, about);

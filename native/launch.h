@@ -7,6 +7,7 @@
  *   launch_input.c     where it comes from, in two parts
  *   launch_clone.c     the job's first process is born: cgroups, id maps, limits
  *   launch_layers.c    trees, idmaps, the overlay
+ *   launch_warm.c      a long chain, read side by side
  *   launch_fs.c        the kernel's mount interface, by descriptors
  *   launch_job.c       the actions of the job's first process, up to the exec of init
  *   launch_mounts.c    what is mounted inside, pivot_root
@@ -79,6 +80,7 @@ struct launch {
     enum verb verb;
     pid_t pid;    /* the job's first process; 0 before it is born and in itself */
     pid_t own;    /* the launcher's, of which that is a child */
+    pid_t engine; /* of which the launcher is one */
     int link;     /* to the other side: a SOCK_SEQPACKET pair */
     int link_job; /* its other end, until the clone */
     int cgroup;
@@ -129,6 +131,7 @@ void job_kill(struct launch *launch);
 /* launch_layers.c */
 int stage_mount(struct launch *launch);
 int trees_attach(struct launch *launch);
+int lowers_warm(struct launch *launch); /* launch_warm.c */
 int sysfs_lend(struct launch *launch);
 int root_mount(struct launch *launch);
 #define STAGE_ROOT ".root" /* names of trees have no dot */
