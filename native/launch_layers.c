@@ -160,7 +160,8 @@ static int mounter_become(uint32_t id, unsigned long securebits) {
     return (uint32_t)setfsuid(UINT32_MAX) == id ? 0 : -1;
 }
 
-static int overlay_attach_as(const struct spec *spec, char words[256]) {
+static int overlay_attach_as(const struct launch *launch, char words[256]) {
+    const struct spec *spec = &launch->spec;
     if (!spec->count)
         return overlay_attach(spec, words);
     if (mounter_become(spec->first, SECBIT_NO_SETUID_FIXUP) < 0)
@@ -169,6 +170,7 @@ static int overlay_attach_as(const struct spec *spec, char words[256]) {
     int saved = errno;
     if (mounter_become(0, SECBIT_NO_SETUID_FIXUP) < 0 || prctl(PR_SET_SECUREBITS, 0) < 0)
         return -1;
+    die_with(launch->engine); /* which the kernel forgets about when an fsuid changes */
     errno = saved;
     return attached;
 }
@@ -187,7 +189,7 @@ int root_mount(struct launch *launch) {
     char words[256] = "";
     if (!spec->upper && spec->lowers.count == 1)
         return single_attach(spec->lowers.at[0].key) < 0 ? fail(launch, spec->lowers.at[0].key) : 0;
-    if (overlay_attach_as(spec, words) < 0)
+    if (overlay_attach_as(launch, words) < 0)
         return fail(launch, *words ? words : spec->upper ? spec->upper : spec->lowers.at[0].key);
     return spec->upper ? writable_check(launch) : 0;
 }

@@ -88,7 +88,7 @@ def test_a_cancelled_pause_is_done_all_the_same(
     driven(engine.config.root, act)
 
 
-@pytest.mark.parametrize("moment", ["_prepare", "_commit", "finish"])
+@pytest.mark.parametrize("moment", ["_prepare", "_commit", "_finish"])
 def test_a_cancelled_resume_is_done_all_the_same(engine: Engine, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     engine.run(shell(COUNTER, name="a"))
     until(engine, "a", b"line 2\n")

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 from remains import holders, killed, no_processes, nothing_of_a_dump, only_its_own
-from roots import wait_for
+from roots import shell, until, wait_for
 from witness import small_tree, witness
 
 from engine import Engine, JobState, cgroup, launch, steps
@@ -303,3 +304,20 @@ def pause_and_die(engine: Engine) -> None:
 
     criu.at, criu.instead = "pre-dump", both
     engine.pause("a", mode="process")
+
+
+def test_nothing_runs_when_it_dies_with_its_engine_before_the_commit(engine: Engine) -> None:
+    job = engine.run(shell("echo ready; while :; do echo x >> /count; done", name="a"))
+    until(engine, "a", b"ready")
+    group = engine._root.group_of(job)
+    processes = len(cgroup.pids(group))
+    snapshot = engine.snapshot(engine.pause("a", mode="process").snapshot)
+    count = engine.config.root / "layers" / snapshot.layers[-1] / "upper/count"
+    size = count.stat().st_size
+    killed(engine, "engine.resume('a')", "resume.commit:before")
+    wait_for(lambda: len(cgroup.pids(group)) == processes)  # criu is gone
+    time.sleep(0.2)  # in which they would write a thousand lines
+    assert count.stat().st_size == size
+    with Engine(engine.config.root, timeout=30) as other:
+        other.resume("a", mode="process")
+        wait_for(lambda: count.stat().st_size > size)

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from roots import output, until, wait_for
@@ -18,6 +18,7 @@ from engine import Engine, Job, JobSpec, JobState, cgroup, launch
 from engine.base import DirSource
 from engine.errors import Busy, CannotRestore, Damaged, HostLacks, InvalidInput, WrongState
 from engine.kernel import userfaultfd
+from engine.lifecycle import restore
 from engine.lifecycle.root import Root
 from engine.model import Limits, ResumeResult, UserNs
 
@@ -301,19 +302,20 @@ def test_a_damaged_image_is_refused_before_anything_runs(armed: Engine, damage: 
     is_whole(armed)
 
 
-def test_a_pager_that_dies_before_anything_runs(armed: Engine) -> None:
+def test_a_pager_that_dies_before_anything_runs(armed: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = paused(armed, "look")
     job = armed.job("job")
+    check = restore._check_owners  # when all is back and stands still
 
-    def kill() -> None:
-        wait_for(lambda: "serac-pager" in brings(armed, job))
+    def kill(*given: Any, **named: Any) -> None:
         os.kill(brings(armed, job)["serac-pager"], signal.SIGKILL)
+        wait_for(lambda: not brings(armed, job))
+        check(*given, **named)
 
-    with ThreadPoolExecutor() as pool:
-        killed = pool.submit(kill)
+    with monkeypatch.context() as patched:
+        patched.setattr(restore, "_check_owners", kill)
         with pytest.raises(CannotRestore) as caught:
             armed.resume("job", memory="lazy")
-        killed.result()
     assert caught.value.reason in ("pager", "criu-killed")
     assert not holds(armed, job)
     assert armed.job("job").snapshot == snapshot

@@ -81,7 +81,7 @@ def names(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("place", "error"),
-    [("processes.bring_up", Busy), ("resume.finish", NotFound)],
+    [("processes.bring_up", Busy), ("resume._start", NotFound)],
     ids=["resuming", "after the commit"],
 )
 def test_no_fork_of_a_layer_that_is_being_written(

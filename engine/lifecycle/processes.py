@@ -90,7 +90,6 @@ def start(job: Job, connection: session.Connection, sessions: Iterable[SessionSp
     Session 0 must start; others that can't (their directory is gone, say) are returned with the reason."""
     missing = {}
     with step(f"{verb}.start", job=job.id):
-        connection.greet()
         for spec in sessions:
             try:
                 connection.start(spec)
@@ -201,7 +200,7 @@ def connected(root: Root, job_id: str) -> Iterator[session.Connection]:
 
 
 def reached(root: Root, job_id: str) -> session.Connection:
-    """The same to an init that may just be starting, for `start`: a context."""
+    """The same to an init that may just be starting: `Connection.greet` comes first. A context."""
     return session.reach(root.io(job_id), timeout=root.timeout)
 
 

@@ -1,8 +1,9 @@
 """restore: criu brings the processes of a snapshot back; a part of `engine.lifecycle.resume` and of a fork.
 
 While the caller's block runs, everything is there and nothing has run yet: that is the place for its commit. A restore
-that fails leaves the image as it was; the caller takes down what there is of the job. When the engine dies just before
-its commit the processes may run for a moment, until who takes the job next kills them.
+that fails leaves the image as it was; the caller takes down what there is of the job. An engine that dies then takes
+criu with it, which lets go of the processes: they stand still in their frozen control group, until who takes the job
+next kills them, or thaws them when it was just committed.
 """
 
 from __future__ import annotations
@@ -64,12 +65,26 @@ def restored(
             if pages is not None:
                 pages.ready()
             hold.end()
-        yield
+        with _standing(root, job):
+            yield
         # All that is left to criu is to let go, which the kernel does for it if it dies.
         with step(f"{verb}.go", job=job.id), contextlib.suppress(checkpoint.CriuGone, checkpoint.Refused, Timeout):
             talk.conversation.finish()
     for name, milliseconds in checkpoint.restore_times(work).items():
         add(name, milliseconds)
+
+
+@contextlib.contextmanager
+def _standing(root: Root, job: Job) -> Iterator[None]:
+    """Whatever becomes of criu, which is in the job's control group too, nothing runs before the block ends. Raises
+    CannotRestore when there is nothing any more that could."""
+    cgroup.freeze(root.group_of(job), timeout=root.timeout)
+    if not cgroup.populated(root.group_of(job)):
+        raise CannotRestore("the processes were killed while they were brought back", reason="criu-killed")
+    try:
+        yield
+    finally:
+        cgroup.thaw(root.group_of(job))
 
 
 @contextlib.contextmanager

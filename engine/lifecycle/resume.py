@@ -13,7 +13,7 @@ bytes are freed while the caller goes on.
 | within 0 and 1 | a layer that the catalog doesn't know, control groups, a marker in tmp/ | the sweep |
 | between 1 and 3 | ``resuming`` | recover: all processes killed, ``paused`` again, the snapshot untouched |
 | between 3 and 5 | ``running`` with pending sessions | whoever takes the job next starts those that don't run yet |
-| there, with processes | ``running``: they run, for criu dies with its engine and lets go | the sweep: image |
+| there, with processes | ``running``: they stand still or run, criu dies with its engine | thawed; sweep: image |
 | host lost after 3 | reuse: ``running`` | the next look: ``failed``, the upper is kept |
 
 When session 0 is refused (its command or directory is gone) nothing of the job ran, and the job is ``paused`` again
@@ -224,6 +224,7 @@ def _start_anew(root: Root, resuming: Job, plan: Plan, slot: JobSlot) -> tuple[J
     with processes.reached(root, resuming.id) as connection:
         with step("resume.commit", job=resuming.id):
             running = _commit(root, msgspec.structs.replace(resuming, held=held), started, plan.how.workdir)
+        connection.greet()
         return _start(root, running, connection, running.pending)
 
 

@@ -6,9 +6,10 @@ import contextlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from engine import cgroup, store
@@ -68,8 +69,8 @@ class Root(Places):
         self.unmended: set[str] = set()
         """jobs that this engine couldn't mend, and has told so"""
         self.shelf = Shelf()
-        self._remover = ThreadPoolExecutor(1, thread_name_prefix="serac-remove")
-        self._removals: list[Future[None]] = []
+        self._remover: ThreadPoolExecutor | None = None
+        self._guard = threading.Lock()
         self._make()
         try:
             self._refuse_without_catalog()
@@ -115,18 +116,23 @@ class Root(Places):
 
     def close(self) -> None:
         """The run directory goes too, unless a base is mounted or a job has something in it."""
-        self._remover.shutdown()
+        self.await_removals()
         self.catalog.close()
         self._leave_run()
 
     def await_removals(self) -> None:
         """Until what was taken away is gone."""
-        wait(self._removals)
+        with self._guard:
+            remover, self._remover = self._remover, None
+        if remover is not None:
+            remover.shutdown()
 
     def _remove_later(self, marker: Path) -> None:
         """While the caller goes on, at the latest with the next sweep: a resume needn't wait until blocks are freed."""
-        self._removals = [removal for removal in self._removals if not removal.done()]
-        self._removals.append(self._remover.submit(self._remove, marker))
+        with self._guard:
+            if self._remover is None:
+                self._remover = ThreadPoolExecutor(1, thread_name_prefix="serac-remove")
+            self._remover.submit(self._remove, marker)
 
     def _remove(self, marker: Path) -> None:
         try:

@@ -180,6 +180,7 @@ def _begin(root: Root, job: Job, first: list[SessionSpec], *, snapshot: Snapshot
         told = asking.leave(root, made)
         with processes.reached(root, made.id) as connection:
             generation = wake.new_generation(root, made)
+            connection.greet()
             missing = processes.start(made, connection, first, verb="run")
         with step("run.commit", job=job.id):
             running = msgspec.structs.replace(told, state=JobState.RUNNING, started=now())
