@@ -189,7 +189,8 @@ def undo(root: Root, job: Job) -> bool:
 
 def _look(root: Root, job: Job, *, labels: Mapping[str, str]) -> Context:
     io = root.io(job.id)
-    specs, statuses = session.specs(io), session.statuses(io)
+    statuses = session.statuses(io)
+    specs = session.specs(io, only={number for number, status in statuses.items() if status.running})
     # Session 0 is what the job was told to run, whatever became of the files that the job can write.
     main = job.held or sessions.main_session(job.name, job.spec, root.catalog.base(job.base).env, None)
     terminals = {

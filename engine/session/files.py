@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +31,8 @@ SESSION_ID_MAX = 999_999_999
 FILE_MAX = 2 * MESSAGE_MAX
 ALL_MAX = 16 * MESSAGE_MAX
 """bytes of all files of a kind together, with `RECORD_COST` for each record"""
+TOGETHER = 64
+"""files that are open at once; as many ended sessions as init keeps"""
 RECORD_COST = 64
 """bytes that a record takes in memory beyond its own"""
 NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(spec|status)")
@@ -68,9 +70,10 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     """the latest time of a change"""
 
 
-def specs(io: Path) -> dict[int, SessionSpec]:
-    """The spec of every session of which init keeps one. A file that isn't what init writes is passed over."""
-    return dict(_sessions(io, "spec", decode_spec))
+def specs(io: Path, only: Container[int] | None = None) -> dict[int, SessionSpec]:
+    """The spec of every session, or of those ``only``, of which init keeps one. A file that isn't what init writes is
+    passed over."""
+    return dict(_sessions(io, "spec", decode_spec, only))
 
 
 def statuses(io: Path) -> dict[int, SessionStatus]:
@@ -127,22 +130,45 @@ def spec(io: Path, session: int) -> SessionSpec | None:
     return None if content is None else decode_spec(content, session)
 
 
-def _sessions(io: Path, kind: str, decode: Callable[[bytes, int], _T]) -> Iterator[tuple[int, _T]]:
+def _sessions(
+    io: Path, kind: str, decode: Callable[[bytes, int], _T], only: Container[int] | None = None
+) -> Iterator[tuple[int, _T]]:
     left = ALL_MAX
-    for name in sorted(_names(io)):
-        match = NAME.fullmatch(name)
-        if match and match[2] == kind:
-            try:
-                content = _read(io, name)
-                if content is not None:
-                    left -= len(content)
-                    found = decode(content, int(match[1]))
-                    left -= RECORD_COST * content.count(b"\0")
-                    yield int(match[1]), found
-            except ProtocolError as error:
-                log.warning("%s", error)
-            if left < 0:
-                raise ProtocolError(f"the job has put more than {ALL_MAX} bytes into {io}")
+    for name, fd in _opened_together(io, _names_of(io, kind, only)):
+        try:
+            content = _content(fd, io / name)
+            left -= len(content)
+            number = int(name.partition(".")[0])
+            found = decode(content, number)
+            left -= RECORD_COST * content.count(b"\0")
+            yield number, found
+        except ProtocolError as error:
+            log.warning("%s", error)
+        if left < 0:
+            raise ProtocolError(f"the job has put more than {ALL_MAX} bytes into {io}")
+
+
+def _names_of(io: Path, kind: str, only: Container[int] | None) -> list[str]:
+    found = [match for name in sorted(_names(io)) if (match := NAME.fullmatch(name)) and match[2] == kind]
+    return [match[0] for match in found if only is None or int(match[1]) in only]
+
+
+def _opened_together(io: Path, names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Regular files, of which the disk is asked for `TOGETHER` at a time: one after the other they take as long as all
+    that has happened in the job."""
+    for start in range(0, len(names), TOGETHER):
+        with contextlib.ExitStack() as stack:
+            files = []
+            for name in names[start : start + TOGETHER]:
+                try:
+                    fd = stack.enter_context(opened(io, name))
+                except ProtocolError as error:
+                    log.warning("%s", error)
+                    continue
+                if fd is not None:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+                    files.append((name, fd))
+            yield from files
 
 
 def _names(io: Path) -> Iterator[str]:
@@ -160,14 +186,16 @@ def _names(io: Path) -> Iterator[str]:
 
 def _read(io: Path, name: str) -> bytes | None:
     with opened(io, name) as fd:
-        if fd is None:
-            return None
-        content = bytearray()
-        while len(content) <= FILE_MAX and (part := os.read(fd, FILE_MAX)):
-            content += part
-        if len(content) > FILE_MAX:
-            raise ProtocolError(f"{name} in {io} is too long")
-        return bytes(content)
+        return None if fd is None else _content(fd, io / name)
+
+
+def _content(fd: int, path: Path) -> bytes:
+    content = bytearray()
+    while len(content) <= FILE_MAX and (part := os.read(fd, FILE_MAX)):
+        content += part
+    if len(content) > FILE_MAX:
+        raise ProtocolError(f"{path.name} in {path.parent} is too long")
+    return bytes(content)
 
 
 @contextlib.contextmanager
