@@ -29,10 +29,12 @@ def small_job(place: Place) -> Outcome:
 
 
 def _turn(outcome: Outcome, subject: Subject, floor: Floor, *, mode: Mode, cache: str) -> None:
+    subject.have_read(cache)
     settle(cache)
     outcome.add_all("floor", floor.restore() if mode == "process" else floor.run(), mode=mode, cache=cache)
     settle(cache)
     outcome.add_all("floor", floor.stop(dump=mode == "process"), mode=mode, cache=cache)
+    subject.have_read(cache)
     settle(cache)
     outcome.add_all("serac", subject.resume(), mode=mode, cache=cache)
     settle(cache)

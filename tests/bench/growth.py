@@ -98,6 +98,7 @@ def _copies(engine: Engine, value: int) -> list[Subject]:
 
 def _eager_turn(outcome: Outcome, place: Place, value: int, cache: str, subject: Subject) -> None:
     with Floor(place.floor, place.directory, subject) as floor:
+        subject.have_read(cache)
         at_rest(cache)
         outcome.add_all("floor", floor.restore(), memory=value, cache=cache, way="eager")
         at_rest(cache)
@@ -106,6 +107,7 @@ def _eager_turn(outcome: Outcome, place: Place, value: int, cache: str, subject:
 
 
 def _memory_turn(outcome: Outcome, value: int, cache: str, subject: Subject, way: Memory) -> None:
+    subject.have_read(cache)
     at_rest(cache)
     outcome.add_all("serac", subject.resume(way), memory=value, cache=cache, way=way)
     at_rest(cache)
@@ -142,10 +144,12 @@ def processes(place: Place) -> Outcome:
 
 def _processes_turn(outcome: Outcome, place: Place, subject: Subject, *, processes: int, cache: str) -> None:
     with Floor(place.floor, place.directory, subject) as floor:
+        subject.have_read(cache)
         settle(cache)
         outcome.add_all("floor", floor.restore(), processes=processes, cache=cache)
         settle(cache)
         outcome.add_all("floor", floor.stop(dump=True), processes=processes, cache=cache)
+    subject.have_read(cache)
     settle(cache)
     outcome.add_all("serac", subject.resume(), processes=processes, cache=cache)
     settle(cache)
