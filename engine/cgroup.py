@@ -231,7 +231,8 @@ def _made(make: Callable[[], None]) -> None:
 def _make(path: Path, top: Path, controllers: list[str]) -> None:
     """mkdir -p below ``top``, with the controllers handed down on the way."""
     if not controllers:
-        return path.mkdir(parents=True)
+        path.mkdir(parents=True)
+        return
     missing = set(controllers) - set((top / "cgroup.controllers").read_text().split())
     if missing:
         names = " and ".join(sorted(missing))
@@ -241,7 +242,7 @@ def _make(path: Path, top: Path, controllers: list[str]) -> None:
         (top / parent).mkdir(exist_ok=True)
         for name in controllers:
             _write(top / parent / "cgroup.subtree_control", f"+{name}")
-    return path.mkdir()
+    path.mkdir()
 
 
 def _write(path: Path, value: str) -> None:

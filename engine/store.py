@@ -26,6 +26,7 @@ from engine.errors import Busy, from_os
 SHALLOW, DEPTH = 256, 4
 """entries of a directory, and directories below each other, that are removed one by one; a used work directory of an
 overlay is of that kind"""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _POLL = 0.005
 """seconds between two tries to get a lock: flock has no timeout of its own"""
 
@@ -152,13 +153,17 @@ class Intent:
 
     def away(self, path: Path) -> None:
         """Take a file or a directory of the same filesystem away at once, if it is there; it is removed when the block
-        is over. To rename costs a tenth of what it costs to free a file's blocks."""
+        is over. To rename costs a tenth of what it costs to free a file's blocks. Raises OSError."""
         try:
             path.rename(self.path / f"away.{self.taken}")
             self.taken += 1
         except FileNotFoundError:
             if not self.path.exists():  # no marker: the disk is full
                 remove(path)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            remove(path)
 
 
 @contextlib.contextmanager
@@ -176,7 +181,7 @@ def intent(
         try:
             marker.path.mkdir(mode=0o700)
         except OSError as error:
-            if scratch or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if scratch or error.errno not in _FULL:
                 raise from_os(error, "begin") from error
         try:
             yield marker

@@ -49,6 +49,18 @@ def test_a_bad_file_hides_no_other_session(tmp_path: Path, make: Callable[[Path]
     assert list(session.specs(tmp_path)) == list(session.statuses(tmp_path)) == [2]
 
 
+def test_of_many_sessions_all_or_some_are_read(tmp_path: Path) -> None:
+    numbers = range(3 * session.files.TOGETHER + 1)
+    for number in numbers:
+        (tmp_path / f"{number}.spec").write_bytes(b"arg=%d\0cwd=/\0" % number)
+    before = os.listdir("/proc/self/fd")
+    assert {number: spec.argv for number, spec in session.specs(tmp_path).items()} == {
+        number: (str(number),) for number in numbers
+    }
+    assert session.specs(tmp_path, only={7, 70, 700}).keys() == {7, 70}
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_files_that_are_absent_are_no_error(tmp_path: Path) -> None:
     assert session.specs(tmp_path) == session.statuses(tmp_path / "gone") == {}
     assert session.raw_question(tmp_path) is None

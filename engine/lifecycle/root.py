@@ -70,7 +70,7 @@ class Root(Places):
         """jobs that this engine couldn't mend, and has told so"""
         self.shelf = Shelf()
         self._remover: ThreadPoolExecutor | None = None
-        self._guard = threading.Lock()
+        self._removing = threading.Lock()
         self._make()
         try:
             self._refuse_without_catalog()
@@ -122,14 +122,14 @@ class Root(Places):
 
     def await_removals(self) -> None:
         """Until what was taken away is gone."""
-        with self._guard:
+        with self._removing:
             remover, self._remover = self._remover, None
         if remover is not None:
             remover.shutdown()
 
     def _remove_later(self, marker: Path) -> None:
         """While the caller goes on, at the latest with the next sweep: a resume needn't wait until blocks are freed."""
-        with self._guard:
+        with self._removing:
             if self._remover is None:
                 self._remover = ThreadPoolExecutor(1, thread_name_prefix="serac-remove")
             self._remover.submit(self._remove, marker)
