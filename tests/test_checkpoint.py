@@ -361,6 +361,7 @@ def test_rounds_of_a_tree_of_fifty(engine: Engine, rounds: int) -> None:
     assert members(engine) == processes
     job = engine.job("a")
     assert (job.layers, engine.snapshots()) == ((), [])
+    engine._root.await_removals()
     assert without_pids(leftovers.difference(host, leftovers.settled(host))) == []
     engine._root.await_removals()
     assert on_disk(engine.config.root).keys() == files.keys()

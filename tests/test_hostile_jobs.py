@@ -72,7 +72,8 @@ TRAPS = {
         {"sessions": PROTOCOL, "pause": PROTOCOL},
     ),
     "specs of many records": Trap(
-        "yes arg=x | tr '\\n' '\\0' | head -c 999996 > x; for i in `seq 10 25`; do ln x $i.spec; done",
+        "yes arg=x | tr '\\n' '\\0' | head -c 999996 > x; printf 'running=1\\0' > y;"
+        " for i in `seq 10 25`; do ln x $i.spec; ln y $i.status; done",
         {"pause": PROTOCOL},
     ),
     "specs of too many records": Trap(
@@ -134,6 +135,7 @@ def laid(engine: Engine, trap: Trap) -> None:
 
 def nothing_left_of_it(engine: Engine) -> None:
     assert engine.jobs(ended=True) == []
+    engine._root.await_removals()
     for place in ("jobs", "layers", "tmp"):
         assert list((engine.config.root / place).iterdir()) == []
 

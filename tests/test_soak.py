@@ -22,6 +22,7 @@ def test_many_rounds_leave_all_as_it_was(engine: Engine) -> None:
     for number in range(1, ROUNDS + 1):
         one_round(engine, number)
         if number % COUNTED == 0:
+            engine._root.await_removals()
             assert leftovers.difference(host, leftovers.settled(host)) == [], f"after round {number}"
             assert on_disk(engine.config.root) == files, f"after round {number}"
     assert (engine.jobs(ended=True), engine.snapshots()) == ([], [])
@@ -54,6 +55,7 @@ def test_many_pauses_of_one_job_leave_it_one_layer(engine: Engine) -> None:
     for _ in range(50):
         engine.resume("a")
         engine.pause("a", mode="filesystem")
+    engine._root.await_removals()
     assert leftovers.difference(host, leftovers.settled(host)) == []
     assert on_disk(engine.config.root).keys() == files
     job = engine.job("a")

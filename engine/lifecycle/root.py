@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from engine import cgroup, store
@@ -69,8 +69,7 @@ class Root(Places):
         self.unmended: set[str] = set()
         """jobs that this engine couldn't mend, and has told so"""
         self.shelf = Shelf()
-        self._remover: ThreadPoolExecutor | None = None
-        self._removing = threading.Lock()
+        self._removals: set[Future[None]] = set()
         self._make()
         try:
             self._refuse_without_catalog()
@@ -122,24 +121,24 @@ class Root(Places):
 
     def await_removals(self) -> None:
         """Until what was taken away is gone."""
-        with self._removing:
-            remover, self._remover = self._remover, None
-        if remover is not None:
-            remover.shutdown()
+        wait(list(self._removals))
 
     def _remove_later(self, marker: Path) -> None:
-        """While the caller goes on, at the latest with the next sweep: a resume needn't wait until blocks are freed."""
-        with self._removing:
-            if self._remover is None:
-                self._remover = ThreadPoolExecutor(1, thread_name_prefix="serac-remove")
-            self._remover.submit(self._remove, marker)
+        """While the caller goes on, at the latest with the next sweep: a resume needn't wait until blocks are freed,
+        nor, as in `threading.Thread.start`, until somebody begins to."""
+        removal: Future[None] = Future()
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+        _thread.start_new_thread(self._remove, (marker, removal))
 
-    def _remove(self, marker: Path) -> None:
+    def _remove(self, marker: Path, removal: Future[None]) -> None:
         try:
             with store.locked(self.tmp, timeout=self.timeout, shared=True):
                 store.remove_tree(marker)
         except (SeracError, OSError) as error:
             log.warning("%s can't be removed: %s", marker, error)
+        finally:
+            removal.set_result(None)
 
     def _leave_run(self) -> None:
         for place in (self.mounts, self.run_jobs):
