@@ -31,11 +31,33 @@ static void mark(struct log *log, uint64_t offset) {
         log->marks[log->marked++ % LOG_MARKS] = offset;
 }
 
+/* A part of a file, for those who read on and on a little. */
+struct part {
+    int fd;
+    uint64_t start;
+    size_t size;
+    char bytes[4096];
+};
+
+/* The head of a message at a place in the file; false at its end. */
+static bool part_read(struct part *part, uint64_t place, struct message *message) {
+    if (place < part->start || place + sizeof *message > part->start + part->size) {
+        ssize_t size = pread(part->fd, part->bytes, sizeof part->bytes, (off_t)place);
+        part->start = place;
+        part->size = size < 0 ? 0 : (size_t)size;
+    }
+    if (place + sizeof *message > part->start + part->size)
+        return false;
+    memcpy(message, part->bytes + (place - part->start), sizeof *message);
+    return true;
+}
+
 /* Where the whole messages from offset `at` on end. */
 static uint64_t walk(struct log *log, int fd, uint64_t base, uint64_t at, uint64_t size) {
+    struct part part = {.fd = fd};
     struct message message;
-    while (pread(fd, &message, sizeof message, (off_t)(at - base + HEAD)) == sizeof message &&
-           log_message_ok(log, &message, at) && at - base + HEAD + sizeof message + message.length <= size) {
+    while (part_read(&part, at - base + HEAD, &message) && log_message_ok(log, &message, at) &&
+           at - base + HEAD + sizeof message + message.length <= size) {
         mark(log, at);
         log->last = message.type;
         at += sizeof message + message.length;

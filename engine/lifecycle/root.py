@@ -129,16 +129,20 @@ class Root(Places):
         removal: Future[None] = Future()
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
-        _thread.start_new_thread(self._remove, (marker, removal))
+        _thread.start_new_thread(self._remove_for, (removal, marker))
 
-    def _remove(self, marker: Path, removal: Future[None]) -> None:
+    def _remove_for(self, removal: Future[None], marker: Path) -> None:
+        try:
+            self._remove(marker)
+        finally:
+            removal.set_result(None)
+
+    def _remove(self, marker: Path) -> None:
         try:
             with store.locked(self.tmp, timeout=self.timeout, shared=True):
                 store.remove_tree(marker)
         except (SeracError, OSError) as error:
             log.warning("%s can't be removed: %s", marker, error)
-        finally:
-            removal.set_result(None)
 
     def _leave_run(self) -> None:
         for place in (self.mounts, self.run_jobs):
