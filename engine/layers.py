@@ -243,8 +243,8 @@ def unseal(directory: Path) -> None:
 def take_apart(directory: Path, away: Callable[[Path], None]) -> None:
     """Of a layer that is written again: all that made a snapshot of it goes away."""
     drop_remaps(directory)
-    for name in (*_MANIFESTS, "image"):
-        away(directory / name)
+    for path in (*(directory / name for name in _MANIFESTS), image(directory)):
+        away(path)
 
 
 def forget_snapshot(directory: Path) -> None:
