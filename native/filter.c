@@ -95,14 +95,14 @@ static const struct denial {
     {SCMP_SYS(vm86old), GROUP_ALWAYS, EPERM},
 };
 
-static bool lifted(uint32_t allow, enum call_group group) {
-    return group != GROUP_ALWAYS && (allow & 1u << group);
+static bool meant(uint32_t groups, enum call_group group) {
+    return groups & 1u << group;
 }
 
-static int denials_add(scmp_filter_ctx filter, uint32_t allow) {
+static int denials_add(scmp_filter_ctx filter, uint32_t groups) {
     for (size_t i = 0; i < sizeof denials / sizeof *denials; i++) {
         const struct denial *denial = &denials[i];
-        if (lifted(allow, denial->group))
+        if (!meant(groups, denial->group))
             continue;
         int added = seccomp_rule_add(filter, SCMP_ACT_ERRNO((uint16_t)denial->error), denial->call, 0);
         if (added < 0)
@@ -117,10 +117,8 @@ static int bits_deny(scmp_filter_ctx filter, int call, unsigned argument, unsign
     return seccomp_rule_add_array(filter, SCMP_ACT_ERRNO((uint16_t)error), call, 1, &match);
 }
 
-static int namespaces_deny(scmp_filter_ctx filter, uint32_t allow) {
+static int namespaces_deny(scmp_filter_ctx filter) {
     int added = 0;
-    if (lifted(allow, GROUP_NAMESPACES))
-        return 0;
     for (size_t i = 0; i < NAMESPACE_FLAGS && added >= 0; i++) {
         unsigned flag = namespace_flags[i];
         added = bits_deny(filter, SCMP_SYS(unshare), 0, flag, flag, EPERM);
@@ -136,11 +134,9 @@ static int node_deny(scmp_filter_ctx filter, int call, unsigned mode, unsigned t
     return seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), call, 2, match);
 }
 
-static int devices_deny(scmp_filter_ctx filter, uint32_t allow) {
+static int devices_deny(scmp_filter_ctx filter) {
     static const unsigned types[] = {S_IFBLK, S_IFCHR};
     int added = 0;
-    if (lifted(allow, GROUP_DEVICES))
-        return 0;
     for (size_t i = 0; i < sizeof types / sizeof *types && added >= 0; i++) {
         added = node_deny(filter, SCMP_SYS(mknod), 1, types[i]);
         if (added >= 0)
@@ -149,15 +145,13 @@ static int devices_deny(scmp_filter_ctx filter, uint32_t allow) {
     return added;
 }
 
-static int arguments_deny(scmp_filter_ctx filter, uint32_t allow) {
+static int arguments_deny(scmp_filter_ctx filter) {
     int added = bits_deny(filter, SCMP_SYS(ioctl), 1, UINT32_MAX, TIOCSTI, EPERM);
     if (added >= 0)
         added = bits_deny(filter, SCMP_SYS(ioctl), 1, UINT32_MAX, TIOCLINUX, EPERM);
     if (added >= 0) /* vsock knows no network namespaces: it would reach the host from any job */
         added = bits_deny(filter, SCMP_SYS(socket), 0, UINT32_MAX, AF_VSOCK, EAFNOSUPPORT);
-    if (added >= 0)
-        added = devices_deny(filter, allow);
-    return added < 0 ? added : namespaces_deny(filter, allow);
+    return added;
 }
 
 /*
@@ -211,14 +205,18 @@ static int personality_write(int fd) {
     return 0;
 }
 
-int filter_write(uint32_t allow, int fd) {
+int filter_write(uint32_t groups, int fd) {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
     int added = filter ? architectures_set(filter) : -ENOMEM;
     if (added >= 0)
-        added = denials_add(filter, allow);
-    if (added >= 0)
-        added = arguments_deny(filter, allow);
-    if (added >= 0)
+        added = denials_add(filter, groups);
+    if (added >= 0 && meant(groups, GROUP_DEVICES))
+        added = devices_deny(filter);
+    if (added >= 0 && meant(groups, GROUP_NAMESPACES))
+        added = namespaces_deny(filter);
+    if (added >= 0 && meant(groups, GROUP_ALWAYS))
+        added = arguments_deny(filter);
+    if (added >= 0 && meant(groups, GROUP_ALWAYS))
         added = personality_write(fd);
     if (added >= 0)
         added = seccomp_export_bpf(filter, fd);

@@ -1,11 +1,11 @@
 #include "cleanup.h"
 #include "connection.h"
 #include "iodir.h"
+#include "kernel.h"
 #include "session.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/close_range.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>

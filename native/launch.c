@@ -167,10 +167,9 @@ static int job_run(struct launch *launch) {
     /* A line is a phase: what comes between two words to or from the other side. */
     /* clang-format off */
     static const struct action actions[] = {
-        RUN(TREES, stage_mount), RUN(NETWORK, network_enter), RUN(CGROUP, cgroup_open), RUN(SANDBOX, filter_open),
+        RUN(TREES, stage_mount), RUN(NETWORK, network_enter), RUN(CGROUP, cgroup_open),
         RUN(CLONE, job_clone), RUN(CGROUP, cgroups_join), RUN(USERNS, ids_map),
         WAIT(CLONE, job_tell), /* it takes its identity and makes its namespaces */
-        RUN(SANDBOX, filter_build),
         WAIT(CLONE, job_hear), /* its network namespace is there */
         RUN(CLONE, begun_report), WAIT(SPEC, body_await),
         RUN(TREES, trees_attach), RUN(TREES, lowers_warm), RUN(TREES, sysfs_lend), RUN(OVERLAY, root_mount),
@@ -283,8 +282,7 @@ int main(int count, char **words) {
                                    .kdat = -1,
                                    .pidfile = -1,
                                    .lock = -1,
-                                   .listener = -1,
-                                   .program = -1};
+                                   .listener = -1};
     enum verb verb = verb_find(count, words);
     const char *about = "";
     if (!verb || standard_open() < 0) {

@@ -94,7 +94,6 @@ struct launch {
     int lock;      /* the socket that owns the table; -1: none */
     size_t guests; /* of `spec.guests`, how many are on lo */
     long long closed;
-    int program; /* a filter of this job's own, in memory that both sides share */
     struct mover *mover;
 };
 
@@ -193,8 +192,6 @@ int privileges_drop(struct launch *launch);
 int limit_parse(const char *text, int *resource, unsigned long long *soft, unsigned long long *hard);
 
 /* launch_seccomp.c */
-int filter_open(struct launch *launch);
-int filter_build(struct launch *launch);
 int filter_load(struct launch *launch);
 
 /* launch_image.c */

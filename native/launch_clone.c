@@ -172,7 +172,7 @@ int limits_set(struct launch *launch) {
         if (limit_parse(limits->at[i].key, &resource, &soft, &hard) < 0)
             return fail(launch, limits->at[i].key);
         struct rlimit limit = {soft, hard};
-        if (prlimit(launch->pid, (enum __rlimit_resource)resource, &limit, NULL) < 0)
+        if (prlimit(launch->pid, resource, &limit, NULL) < 0)
             return fail(launch, limits->at[i].key);
     }
     return 0;

@@ -1,8 +1,7 @@
 /* Mounts by descriptor: fsopen(2), open_tree(2), mount_setattr(2), move_mount(2); all return what they say or -1. */
 #pragma once
+#include "kernel.h"
 #include "launch_spec.h"
-
-#include <sys/mount.h>
 
 #define SEALED (MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
 

@@ -1,10 +1,10 @@
 #include "launch.h"
 
+#include "kernel.h"
 #include "records.h"
 
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/close_range.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>

@@ -319,7 +319,7 @@ static int pack_children(void) {
     for (;;) {
         ssize_t size = lseek(levels[here].fd, levels[here].next, SEEK_SET) < 0
                            ? -1
-                           : getdents64(levels[here].fd, batch, sizeof batch);
+                           : getdents64(levels[here].fd, (void *)batch, sizeof batch);
         if (size <= 0)
             return (int)size;
         for (ssize_t at = 0; at < size;) {

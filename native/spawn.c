@@ -1,12 +1,12 @@
 #include "spawn.h"
 
 #include "cleanup.h"
+#include "kernel.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
-#include <linux/close_range.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>

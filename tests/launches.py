@@ -35,8 +35,8 @@ def compile_launch(target: Path, *flags: str) -> Path:
     if not header.exists():
         compile_c(printer, [NATIVE / "filter.c", NATIVE / "filter_print.c"], "-lseccomp")
         header.write_bytes(subprocess.run([printer], stdout=subprocess.PIPE, check=True).stdout)
-    sources = [*sorted(NATIVE.glob("launch*.c")), NATIVE / "filter.c", NATIVE / "records.c"]
-    return compile_c(target, sources, f"-I{header.parent}", *flags, "-lseccomp")
+    sources = [*sorted(NATIVE.glob("launch*.c")), NATIVE / "records.c"]
+    return compile_c(target, sources, f"-I{header.parent}", *flags)
 
 
 def encode(records: Sequence[Record]) -> bytes:
