@@ -24,7 +24,7 @@ from typing import Self
 from engine import steps, tools
 from engine.errors import HostLacks, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing
 from engine.kernel import cpu
-from engine.launch_spec import Birth, JobView, NetworkSpec, View, encoded, record, records_of
+from engine.launch_spec import CriuBirth, JobBirth, JobView, NetworkSpec, View, encoded, record, records_of
 
 IO_INSIDE = "/run/serac"
 """where a job finds its io directory"""
@@ -63,22 +63,16 @@ class Hold:
 
 
 class Slot:
-    """A serac-launch that starts. With the head of its spec (`begin`) it makes what needs no layers, and waits for the
-    body (`go`). A context that ends it, and with it what it started, unless that was let go; nothing is left then.
+    """A serac-launch that has the head of its spec: it makes what needs no layers, and waits for the body (`go`). A
+    context that ends it, and with it what it started, unless that was let go; nothing is left then.
 
     It dies with the thread that started it (PR_SET_PDEATHSIG)."""
 
-    def __init__(self, verb: str, descriptors: Sequence[int]) -> None:
+    def __init__(self, verb: str, head: Iterable[tuple[str, str]], descriptors: Sequence[int]) -> None:
         self._process = _popen(verb, descriptors)
-        cpu.leave_to_child()
-
-    def begin(self, birth: Birth) -> None:
-        """Hand the head over."""
-        _give(self._process, encoded([*records_of(birth), *self._own()]) + b"\0", whole=False)
-
-    def _own(self) -> Iterable[tuple[str, str]]:
-        """What the head has of the slot itself."""
-        return ()
+        # At once: who is woken from waiting gets the CPU of who wakes him, and that one goes on for a while.
+        _give(self._process, encoded(head) + b"\0", whole=False)
+        cpu.part_with(self._process.pid)
 
     def __enter__(self) -> Self:
         return self
@@ -115,23 +109,20 @@ class Slot:
 class JobSlot(Slot):
     """For a job's first process. ``hold``: it waits while its network is put in. ``descriptors`` are passed on."""
 
-    def __init__(self, *, hold: bool = False, descriptors: Sequence[int] = ()) -> None:
+    def __init__(self, birth: JobBirth, *, hold: bool = False, descriptors: Sequence[int] = ()) -> None:
         self._gate: io.FileIO | None = None
         with contextlib.ExitStack() as passed, contextlib.ExitStack() as undo:
             init = passed.enter_context(io.FileIO(program("serac-init"))).fileno()
-            self._records = [("init", f"{init}:{init_inside()}")]
+            head = [*records_of(birth), ("init", f"{init}:{init_inside()}")]
             descriptors = [init, *descriptors]
             if hold:
                 theirs, gate = (io.FileIO(fd, mode) for fd, mode in zip(os.pipe(), "rw", strict=True))
                 passed.enter_context(theirs)
                 self._gate = undo.enter_context(gate)
-                self._records.append(("hold", str(theirs.fileno())))
+                head.append(("hold", str(theirs.fileno())))
                 descriptors.append(theirs.fileno())
-            super().__init__("run", descriptors)
+            super().__init__("run", head, descriptors)
             undo.pop_all()
-
-    def _own(self) -> Iterable[tuple[str, str]]:
-        return self._records
 
     def launch(self, view: JobView, *, timeout: float, report: Callable[[int], None] | None = None) -> int:
         """Start the job's init and return its pid. ``report`` is called with the pid when it has its root; while the
@@ -155,8 +146,8 @@ class CriuSlot(Slot):
     """For a criu, which starts with the head, and which serac-launch stays the parent of. ``descriptors`` are passed
     on."""
 
-    def __init__(self, *, descriptors: Sequence[int]) -> None:
-        super().__init__("criu", descriptors)
+    def __init__(self, birth: CriuBirth, *, descriptors: Sequence[int]) -> None:
+        super().__init__("criu", records_of(birth), descriptors)
 
     def launch(self, view: View, *, timeout: float) -> Criu:
         """Let it see the job's root. Raises as `go`."""

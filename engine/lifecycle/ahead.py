@@ -94,7 +94,7 @@ def _launcher(begun: JobSlot | criu.Begun) -> launch.Slot:
 
 
 def _criu(root: Root, job: Job, *, lazily: bool) -> contextlib.AbstractContextManager[criu.Begun]:
-    return criu.begun(root, job, partial(processes.place, root, job), lazily=lazily)
+    return criu.begun(root, job, processes.place(root, job), lazily=lazily)
 
 
 def _take_down(root: Root, job: Job) -> None:

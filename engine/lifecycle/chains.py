@@ -45,8 +45,8 @@ def packed(root: Root, base: str, chain: tuple[str, ...], path: str) -> Iterator
 def _launch(root: Root, job: Job, path: str, stdout: int, stderr: int) -> None:
     birth = processes.job_birth(job, processes.place(root, job))
     arguments = ("pack", "--one-file-system", path)
-    with launch.JobSlot(descriptors=[stdout, stderr]) as slot:
-        slot.begin(msgspec.structs.replace(birth, args=arguments, stdout=stdout, stderr=stderr))
+    birth = msgspec.structs.replace(birth, args=arguments, stdout=stdout, stderr=stderr)
+    with launch.JobSlot(birth, descriptors=[stdout, stderr]) as slot:
         chain = root.catalog.chain(job.layers)
         mounting.mount_chain(root, job.base, chain)
         view = processes.job_view(root, job, processes.view(root, job, chain))

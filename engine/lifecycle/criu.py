@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,10 +52,8 @@ class Talk(NamedTuple):
 
 
 @contextlib.contextmanager
-def begun(
-    root: Root, job: Job, place: Callable[[], Birth], *, dumps: bool = False, lazily: bool = False
-) -> Iterator[Begun]:
-    """A criu for one restore, or one dump, in a place that is made while its launcher starts. When the block ends so
+def begun(root: Root, job: Job, birth: Birth, *, dumps: bool = False, lazily: bool = False) -> Iterator[Begun]:
+    """A criu for one restore, or one dump. When the block ends so
     has criu, and undoes what it was in the middle of. In a dump it doesn't die with this engine: see `settle`.
 
     ``lazily``: its processes may make userfaultfds."""
@@ -66,16 +64,15 @@ def begun(
             stack.callback(_gone, root, job)
         with theirs:
             kept = [ours.fileno()] if dumps else []
-            slot = stack.enter_context(CriuSlot(descriptors=[theirs.fileno(), *kept]))
-            birth = CriuBirth(
-                **msgspec.structs.asdict(place()),
+            own = CriuBirth(
+                **msgspec.structs.asdict(birth),
                 program=os.fspath(tools.find("criu").path),
                 args=("swrk", str(theirs.fileno())),
                 kdat=os.fspath(_cache(root)),
                 preload=os.fspath(launch.program("serac-userfaultfd.so")) if lazily else None,
                 pidfile=(ours.fileno(), os.fspath(_pidfile(root, job))) if dumps else None,
             )
-        slot.begin(birth)
+            slot = stack.enter_context(CriuSlot(own, descriptors=[theirs.fileno(), *kept]))
         begun = Begun(slot, ours)
         yield begun
         if begun.last is not None:

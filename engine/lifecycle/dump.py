@@ -15,7 +15,6 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from engine import cgroup, checkpoint, launch, layers, tools
@@ -36,12 +35,8 @@ def begun(root: Root, job: Job) -> Iterator[criu.Begun]:
     """A criu for `dumped`, started while the caller freezes the job. Ended with the block. Raises CannotCheckpoint."""
     with contextlib.ExitStack() as stack:
         with step("pause.begin", job=job.id), _translated(root.run_job(job.id) / "dump.log"):
-            begun = stack.enter_context(criu.begun(root, job, partial(_place, root, job), dumps=True))
+            begun = stack.enter_context(criu.begun(root, job, Birth(stage=os.fspath(root.stage(job.id))), dumps=True))
         yield begun
-
-
-def _place(root: Root, job: Job) -> Birth:
-    return Birth(stage=os.fspath(root.stage(job.id)))
 
 
 @contextlib.contextmanager

@@ -50,20 +50,18 @@ class Init(msgspec.Struct, frozen=True):
 
 
 def place(root: Root, job: Job) -> Birth:
-    """Make the control groups that a job's processes are born in."""
-    group = root.group_of(job)
+    """Make the control groups that a job's processes are born in. The run directory comes first: while it is there,
+    it is known that there may be more (`engine.lifecycle.recover`)."""
+    stage, group = root.stage(job.id), root.group_of(job)
     cgroup.create(root.host, group, job.spec.limits)
-    return Birth(
-        stage=os.fspath(root.stage(job.id)), cgroup=group.path, cgroup1=group.legacy, range=id_range(root, job)
-    )
+    return Birth(stage=os.fspath(stage), cgroup=group.path, cgroup1=group.legacy, range=id_range(root, job))
 
 
 @contextlib.contextmanager
 def begun(root: Root, job: Job) -> Iterator[JobSlot]:
     """A slot for a job's init. While it makes what needs no layers the caller plans; who takes the job down on an
     error."""
-    with JobSlot(hold=job.spec.net == "bridge") as slot:
-        slot.begin(job_birth(job, place(root, job)))
+    with JobSlot(job_birth(job, place(root, job)), hold=job.spec.net == "bridge") as slot:
         yield slot
 
 
