@@ -147,6 +147,14 @@ class Intent:
         self.taken = 0
         """how much was taken away"""
 
+    def mark(self, *, needed: bool = False) -> None:
+        """Make the marker, which a full disk has no room for. Raises NoSpace then if it is ``needed``."""
+        try:
+            self.path.mkdir(mode=0o700)
+        except OSError as error:
+            if needed or error.errno not in _FULL:
+                raise from_os(error, "begin") from error
+
     def undone(self) -> None:
         """What the block began is undone: its failure needs no sweep."""
         self.open = False
@@ -168,21 +176,25 @@ class Intent:
 
 @contextlib.contextmanager
 def intent(
-    tmp: Path, name: str, *, timeout: float, scratch: bool = False, later: Callable[[Path], None] | None = None
+    tmp: Path,
+    name: str,
+    *,
+    timeout: float,
+    scratch: bool = False,
+    marked: bool = True,
+    later: Callable[[Path], None] | None = None,
 ) -> Iterator[Intent]:
     """Work on directories that the catalog doesn't know yet, or no more.
 
     The marker goes at the end, and stays with its contents removed when the block failed and nobody said `undone`.
     On a full disk there is no marker, because removals must work there most of all; what is half done is then found
-    by the sweep that the next marker calls for. ``scratch``: the block can't do without the directory. ``later`` gets
-    a marker to remove that something was taken away into."""
+    by the sweep that the next marker calls for. ``scratch``: the block can't do without the directory. ``marked``: else
+    the block says when (`Intent.mark`), for what it makes before is known by something else. ``later`` gets a marker to
+    remove that something was taken away into."""
     with locked(tmp, timeout=timeout, shared=True):
         marker = Intent(tmp / f"{name}.{secrets.token_hex(4)}")
-        try:
-            marker.path.mkdir(mode=0o700)
-        except OSError as error:
-            if scratch or error.errno not in _FULL:
-                raise from_os(error, "begin") from error
+        if marked:
+            marker.mark(needed=scratch)
         try:
             yield marker
         except BaseException:

@@ -105,6 +105,17 @@ def test_a_marker_goes_with_the_work_and_stays_after_a_failure(tmp_path: Path) -
     assert os.listdir(marker) == []
 
 
+def test_a_block_may_say_itself_when_it_is_marked(tmp_path: Path) -> None:
+    with store.intent(tmp_path, "work", timeout=0, marked=False) as intent:
+        assert os.listdir(tmp_path) == []
+        intent.mark()
+        assert os.listdir(tmp_path) == [intent.path.name]
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ZeroDivisionError), store.intent(tmp_path, "work", timeout=0, marked=False):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_is_taken_away_is_gone_at_once_and_removed_at_the_end(tmp_path: Path) -> None:
     tmp, left = tmp_path / "tmp", []
     for directory in (tmp, tmp_path / "deep/er"):

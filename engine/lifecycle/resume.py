@@ -10,7 +10,8 @@ bytes are freed while the caller goes on.
 
 | killed | leaves | put right by |
 | --- | --- | --- |
-| within 0 and 1 | a layer that the catalog doesn't know, control groups, a marker in tmp/ | the sweep |
+| within 0 | a run directory, control groups | whoever takes the job next, or the next opening |
+| within 1 | a layer that the catalog doesn't know, and a marker in tmp/ | the sweep |
 | between 1 and 3 | ``resuming`` | recover: all processes killed, ``paused`` again, the snapshot untouched |
 | between 3 and 5 | ``running`` with pending sessions | whoever takes the job next starts those that don't run yet |
 | there, with processes | ``running``: they stand still or run, criu dies with its engine | thawed; sweep: image |
@@ -106,9 +107,10 @@ class Plan(NamedTuple):
 def resume(root: Root, job: Job, how: How) -> ResumeResult:
     job = _again(root, job)
     plan = _plan(root, job, how)
-    with record() as timings, root.intent(f"resume-{job.id}") as intent:
+    with record() as timings, root.intent(f"resume-{job.id}", marked=False) as intent:
         try:
             with _begun(root, job, plan) as bring:
+                intent.mark()
                 with step("resume.plan", job=job.id):
                     resuming, strategy = _prepare(root, job, plan, intent)
                 generation = wake.new_generation(root, resuming)

@@ -205,8 +205,12 @@ class Root(Places):
         about(job=snapshot.job, name=snapshot.name, snapshot=snapshot.id)
         return snapshot
 
-    def intent(self, name: str, *, scratch: bool = False) -> contextlib.AbstractContextManager[store.Intent]:
-        return store.intent(self.tmp, name, timeout=self.timeout, scratch=scratch, later=self._remove_later)
+    def intent(
+        self, name: str, *, scratch: bool = False, marked: bool = True
+    ) -> contextlib.AbstractContextManager[store.Intent]:
+        return store.intent(
+            self.tmp, name, timeout=self.timeout, scratch=scratch, marked=marked, later=self._remove_later
+        )
 
     def give_way(self) -> None:
         """Let a full disk have the room that is kept for removals; the next engine keeps some again."""
