@@ -137,6 +137,21 @@ static int job_tell(struct launch *launch) {
     return send(launch->link, "", 1, MSG_NOSIGNAL) == 1 ? 0 : job_hear(launch);
 }
 
+/* Until the job has its namespaces.  A body that is there sooner isn't kept waiting: mounts are made beside them. */
+static int namespaces_or_body_await(struct launch *launch) {
+    struct pollfd wait[2] = {{.fd = STDIN_FILENO, .events = POLLIN}, {.fd = launch->link, .events = POLLIN}};
+    if (poll(wait, 2, -1) < 0)
+        return fail(launch, "link");
+    if (wait[0].revents)
+        return 0;
+    launch->heard = true;
+    return job_hear(launch) < 0 ? -1 : begun_report(launch);
+}
+
+static int namespaces_await(struct launch *launch) {
+    return launch->heard ? 0 : job_hear(launch);
+}
+
 /* Until the engine has put the network in; a job that is killed meanwhile is noticed. */
 static int hold_wait(struct launch *launch) {
     struct pollfd wait[2] = {{.fd = launch->spec.hold_fd, .events = POLLIN}, {.fd = launch->link, .events = POLLIN}};
@@ -170,10 +185,9 @@ static int job_run(struct launch *launch) {
         RUN(TREES, stage_mount), RUN(NETWORK, network_enter), RUN(CGROUP, cgroup_open),
         RUN(CLONE, job_clone), RUN(CGROUP, cgroups_join), RUN(USERNS, ids_map),
         WAIT(CLONE, job_tell), /* it takes its identity and makes its namespaces */
-        WAIT(CLONE, job_hear), /* its network namespace is there */
-        RUN(CLONE, begun_report), WAIT(SPEC, body_await),
+        WAIT(CLONE, namespaces_or_body_await), WAIT(SPEC, body_await),
         RUN(TREES, trees_attach), RUN(TREES, lowers_warm), RUN(TREES, sysfs_lend), RUN(OVERLAY, root_mount),
-        WAIT(CLONE, job_tell), /* it takes the body too, and enters its root */
+        WAIT(CLONE, namespaces_await), WAIT(CLONE, job_tell), /* it takes the body too, and enters its root */
         RUN(CLONE, pid_report), WAIT(NETWORK, hold_wait),
         WAIT(CLONE, job_tell), /* it finishes its network, files and sandbox */
         WAIT(CLONE, job_hear), /* only the filter is missing */

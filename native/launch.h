@@ -83,6 +83,7 @@ struct launch {
     pid_t engine; /* of which the launcher is one */
     int link;     /* to the other side: a SOCK_SEQPACKET pair */
     int link_job; /* its other end, until the clone */
+    bool heard;   /* that its namespaces are there */
     int cgroup;
     int kdat, pidfile;
     int device;        /* /dev/userfaultfd */

@@ -41,7 +41,8 @@
  *   stdin=N stdout=N stderr=N  descriptors to become the program's (used by copies); absent: /dev/null
  *
  * LAUNCH REPORT (standard output of serac-launch, records, written as they become known)
- *   begun=1                  of a divided spec: all that needs no body is done, and what was started lives
+ *   begun=1                  of a divided spec, where the body isn't there by then: all that needs none is done, and what was
+ *                            started lives
  *   pid=N                    the job's PID 1, as the caller sees it
  *   took=STEP:MICROSECONDS   steps: spec cgroup userns trees overlay clone network mounts files sandbox exec (some run side by
  *                            side: their sum is more than the time that passed); reported together, before `ready`
