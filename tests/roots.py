@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import stat
@@ -49,10 +50,10 @@ def root_directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def configure(root: Path) -> None:
+def configure(root: Path, **settings: str) -> None:
     """Nothing goes on in the background of a root, unless a test wants it."""
     root.mkdir(mode=0o700)
-    (root / "config.json").write_text('{"archive": "never"}')
+    (root / "config.json").write_text(json.dumps({"archive": "never", **settings}))
 
 
 @pytest.fixture

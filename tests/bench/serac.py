@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -29,17 +31,30 @@ def opened(directory: Path, tree: Path) -> Iterator[Engine]:
     """An engine with the base ``small``, whose root is gone at the end with all that is in it."""
     root = Path(tempfile.mkdtemp(prefix="root-", dir=directory))
     try:
-        configure(root / "root")
-        with Engine(root / "root", timeout=120) as engine:
-            try:
-                engine.base_build(BASE, DirSource(path=tree))
-                yield engine
-            finally:
-                with interrupts.put_off():
-                    empty(engine)
+        with _in_memory(root / "run") as run:
+            configure(root / "root", run=os.fspath(run))
+            with Engine(root / "root", timeout=120) as engine:
+                try:
+                    engine.base_build(BASE, DirSource(path=tree))
+                    yield engine
+                finally:
+                    with interrupts.put_off():
+                        empty(engine)
     finally:
         with interrupts.put_off():
             shutil.rmtree(root)
+
+
+@contextlib.contextmanager
+def _in_memory(directory: Path) -> Iterator[Path]:
+    """A place for the run directory that is a tmpfs on any host, as /run is where there is systemd."""
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "serac-bench", directory], check=True)
+    try:
+        yield directory / "serac"
+    finally:
+        with interrupts.put_off():
+            subprocess.run(["umount", directory], check=True)
 
 
 class Subject:
