@@ -68,7 +68,7 @@ def _resumes(outcome: Outcome, subject: Subject, mode: Mode, cache: str) -> None
         if made == "prefetch":
             ms, announced = timed(lambda: subject.engine.prefetch(subject.id, mode=mode))
             outcome.add("serac", "prefetch", Sample(ms, announced.timings), mode=mode, cache=cache, ahead=made)
-            time.sleep(NOTICE)
+        time.sleep(NOTICE)  # without one, too: a processor that has rested longer is slower to begin
         outcome.add_all("serac", _until(subject.resume()), mode=mode, cache=cache, ahead=made)
 
 
