@@ -10,12 +10,13 @@
 #include <pthread.h>
 #include <sys/syscall.h>
 
-#define THREADS 4
+#define THREADS_MAX 8
+#define EACH 4  /* lowers that make a thread worth it */
 #define SHORT 8 /* a chain for which it isn't worth it */
 
 struct warmer {
     const struct list *lowers;
-    size_t first;
+    size_t first, step;
     int stage;
 };
 
@@ -32,21 +33,22 @@ static void lower_look(int stage, const char *lower) {
 
 static void *warmer_run(void *argument) {
     const struct warmer *warmer = argument;
-    for (size_t i = warmer->first; i < warmer->lowers->count; i += THREADS)
+    for (size_t i = warmer->first; i < warmer->lowers->count; i += warmer->step)
         lower_look(warmer->stage, warmer->lowers->at[i].key);
     return NULL;
 }
 
 /* They end by themselves, or with the launcher. */
 int lowers_warm(struct launch *launch) {
-    static struct warmer warmers[THREADS];
+    static struct warmer warmers[THREADS_MAX];
     const struct list *lowers = &launch->spec.lowers;
     if (lowers->count < SHORT)
         return 0;
+    size_t count = lowers->count / EACH < THREADS_MAX ? lowers->count / EACH : THREADS_MAX;
     int stage = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    for (size_t i = 0; i < THREADS && stage >= 0; i++) {
+    for (size_t i = 0; i < count && stage >= 0; i++) {
         pthread_t thread;
-        warmers[i] = (struct warmer){lowers, i, stage};
+        warmers[i] = (struct warmer){lowers, i, count, stage};
         if (pthread_create(&thread, NULL, warmer_run, &warmers[i]) == 0)
             pthread_detach(thread);
     }
