@@ -75,7 +75,12 @@ class Snapshots:
     @verb("snapshot.pin")
     def snapshot_pin(self, ref: str, *, pinned: bool = True) -> Snapshot:
         """A pinned snapshot outlives its job, and the job's resume stacks on it instead of writing its layer again."""
-        with step("pin.commit"), self._root.catalog.transaction(durable=True) as transaction:
+        with (
+            self._root.intent("pin") as intent,
+            step("pin.commit"),
+            self._root.catalog.transaction(durable=True) as transaction,
+        ):
+            intent.undone()  # but for a crash
             snapshot = msgspec.structs.replace(self._root.snapshot(ref), pinned=pinned)
             if any(job.upper == snapshot.layers[-1] for job in self._root.catalog.jobs_in(JobState.RESUMING)):
                 raise Busy(f"snapshot {snapshot.id} is being resumed", hint="pin it before the resume")

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import secrets
 import stat
 import subprocess
@@ -27,6 +28,7 @@ SHALLOW, DEPTH = 256, 4
 """entries of a directory, and directories below each other, that are removed one by one; a used work directory of an
 overlay is of that kind"""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 _POLL = 0.005
 """seconds between two tries to get a lock: flock has no timeout of its own"""
 
@@ -48,6 +50,14 @@ def write_aside(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def remove_asides(directory: Path) -> None:
+    """What `write_aside` left in a directory, if that is there, when it was killed. Nobody may be writing there."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(directory):
+            if _ASIDE.fullmatch(name):
+                (directory / name).unlink(missing_ok=True)
 
 
 def copy_head(source: Path, target: Path, size: int) -> None:

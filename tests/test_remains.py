@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -59,6 +62,25 @@ def test_a_sweep_waits_for_what_mending_throws_away(engine: Engine, monkeypatch:
     with Engine(engine.config.root, timeout=30):
         pass
     assert os.listdir(engine.config.root / "tmp") == []
+
+
+def test_a_record_that_was_not_written_to_its_end_goes_with_the_next_opening(engine: Engine) -> None:
+    """An engine is killed while it pins a snapshot, as it puts the record into its place."""
+    job = engine.run(shell("sleep 1000", name="a"))
+    snapshot = engine.pause(job.id).snapshot
+    layer = engine.config.root / "layers" / engine.snapshot(snapshot).layers[-1]
+    before = sorted(os.listdir(layer))
+    dying = (
+        "import os, pathlib, signal, sys; from engine import Engine; engine = Engine(sys.argv[1]);"
+        "pathlib.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL); engine.snapshot_pin(sys.argv[2])"
+    )
+    died = subprocess.run([sys.executable, "-c", dying, engine.config.root, snapshot], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert len(os.listdir(layer)) == len(before) + 1
+    with Engine(engine.config.root) as other:
+        assert sorted(os.listdir(layer)) == before
+        assert os.listdir(engine.config.root / "tmp") == []
+        assert not other.snapshot(snapshot).pinned
 
 
 def test_an_image_is_unmounted_with_the_last_job_on_it(engine: Engine, tmp_path: Path) -> None:

@@ -181,6 +181,11 @@ def sweep(root: Root) -> bool:
         *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in mounts),
         *_strange_directories((root.bases,), known=bases),
         *_strange_directories((root.images,), known=images.referenced(root)),
+        *(
+            partial(store.remove_asides, place / name)
+            for place in (root.layers, root.jobs, root.bases)
+            for name in _names(place)
+        ),
         partial(processes.release_network, root),
     ]
     outcomes = [_done(piece) for piece in work]

@@ -259,6 +259,8 @@ def _after(before: State, op: Op, end: str, *, tools: bool) -> list[State]:
     if tools and op.verb in ("pause", "take") and op.job in before.jobs:
         # A criu that is killed just as it puts its code into a process takes that along.
         possible = [*possible, Outcome(ended(before, op.job, FAILED), partly=True)]
+    if tools and op.verb in ("rm", "rm-force"):  # it is committed before what the host has of the job is taken down
+        possible = [*possible, *(outcome._replace(partly=True) for outcome in possible if outcome.error is None)]
     refused = [outcome.state for outcome in possible if outcome.error == end]
     return refused + ([before, *(outcome.state for outcome in possible if outcome.partly)] if tools else [])
 
