@@ -53,8 +53,8 @@ class Talk(NamedTuple):
 
 @contextlib.contextmanager
 def begun(root: Root, job: Job, birth: Birth, *, dumps: bool = False, lazily: bool = False) -> Iterator[Begun]:
-    """A criu for one restore, or one dump. When the block ends so has criu, and undoes what it was in the middle of. In a
-    dump it doesn't die with this engine: see `settle`.
+    """A criu for one restore, or one dump. When the block ends so has criu, and undoes what it was in the middle of. In
+    a dump it doesn't die with this engine: see `settle`.
 
     ``lazily``: its processes may make userfaultfds."""
     with contextlib.ExitStack() as stack:
