@@ -3,8 +3,9 @@
 Locks are flock(2) on the directory that they protect, so there are no lock files to leave behind; they hold between
 processes and between threads (every taking opens the directory anew).
 
-Whoever makes or removes directories of a root does it inside `intent`: a shared lock on ``tmp/`` and a marker in it.
-A marker that nobody holds is the trace of a crash, and tells the next engine to sweep (`sweeping`).
+Whoever makes or removes directories of a root, or writes records in them, does it inside `intent`: a shared lock on
+``tmp/`` and a marker in it. A marker that nobody holds is the trace of a crash, and tells the next engine to sweep
+(`sweeping`).
 """
 
 from __future__ import annotations

@@ -141,7 +141,9 @@ def record(root: Root, spec: JobSpec) -> Profile:
         with root.locked(job.id) as ended:
             _check_status(root, observe.settle(root, ended))
         noted = base.resident(directory)
-        store.write_aside(directory / "profile.json", msgspec.json.encode(noted))
+        with root.intent("profile") as intent:
+            intent.undone()  # but for a crash
+            store.write_aside(directory / "profile.json", msgspec.json.encode(noted))
     except OSError as error:
         raise from_os(error, "note what the job reads") from error
     finally:

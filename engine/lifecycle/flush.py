@@ -48,7 +48,12 @@ def flush(root: Root) -> None:
     with step("flush.flush"):
         through(root)
     for snapshot_id in due:
-        with step("flush.commit"), root.catalog.transaction(durable=True) as transaction:
+        with (
+            root.intent("flush") as intent,
+            step("flush.commit"),
+            root.catalog.transaction(durable=True) as transaction,
+        ):
+            intent.undone()  # but for a crash
             try:
                 flushed = msgspec.structs.replace(root.catalog.snapshot(snapshot_id), unflushed=None)
             except NotFound:  # it was removed, or its job writes it again
