@@ -35,11 +35,13 @@ def settled(engine: Engine, clients: int) -> None:
 def test_an_idle_job_does_nothing_however_often_it_is_looked_at(engine: Engine) -> None:
     engine.run(shell("sleep 1000", name="a"))
     settled(engine, 0)
-    wait_for(lambda: look(engine) == look(engine))  # its command has begun to sleep
-    first = look(engine)
-    for _ in range(200):
-        last = look(engine)
-    assert last == first
+
+    def unmoved() -> bool:  # not at once: its command may still be on its way to its sleep
+        first = look(engine)
+        return all(look(engine) == first for _ in range(200))
+
+    wait_for(unmoved)
+    last = look(engine)
     assert (last.question, last.asked, last.lease, last.clients) == (None, None, None, 0)
 
 
