@@ -235,6 +235,8 @@ class Context(Value, frozen=True, kw_only=True):
     """What a filesystem resume starts again."""
 
     sessions: tuple[SessionSpec, ...] = ()
+    ended: tuple[int, ...] | None = None
+    """those whose files stay, though they had ended at the cut; None = nobody looked"""
     state: Any = None
     labels: dict[str, str] = {}
     question: Question | None = None

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import leftovers
+import msgspec
 import pytest
 from roots import inside, output, shell, steps, until, wait_for
 
@@ -341,6 +342,39 @@ def test_the_files_of_ended_sessions_are_bounded(engine: Engine) -> None:
     engine.resume("a")
     assert inside(engine, "a", "echo on") == "on\n"
     assert len(engine.sessions("a")) == 64
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted at the pause", "by a pause that noted nothing"])
+def test_a_session_that_does_not_come_back_leaves_no_files(engine: Engine, noted: bool) -> None:
+    engine.run(JobSpec(base="small", name="a"))
+    inside(engine, "a", "true")
+    with engine.exec("a", SessionSpec(argv=("sleep", "1000"))) as connection:
+        lives = connection.session
+        engine.pause("a", mode="filesystem")
+    if not noted:
+        with engine._root.catalog.transaction() as transaction:
+            snapshot = engine.snapshot(engine.job("a").snapshot or "")
+            context = msgspec.structs.replace(snapshot.context, ended=None)
+            transaction.put_snapshot(msgspec.structs.replace(snapshot, context=context))
+    engine.resume("a")
+    assert [(status.id, status.running) for status in engine.sessions("a")] == [(1, False)]
+    assert not list((engine.config.root / "jobs" / engine.job("a").id / "io").glob(f"{lives}.*"))
+
+
+def test_sessions_of_a_life_that_was_given_up_leave_nothing(engine: Engine) -> None:
+    """A power cut soon after a stacked resume takes the job back to its snapshot."""
+    job = engine.run(JobSpec(base="small", name="a")).id
+    inside(engine, "a", "true")
+    engine.snapshot_pin(engine.pause("a", mode="filesystem").snapshot)
+    assert engine.resume("a").strategy == "stack"
+    inside(engine, "a", "true")
+    with engine.exec("a", SessionSpec(argv=("sleep", "1000"))):
+        assert [status.id for status in engine.sessions("a")] == [1, 2, 3]
+    engine._root.put(msgspec.structs.replace(engine.job("a"), state=JobState.RESUMING))
+    assert engine.job("a").state is JobState.PAUSED
+    engine.resume("a")
+    assert [(status.id, status.running) for status in engine.sessions("a")] == [(1, False)]
+    assert not [path.name for path in (engine.config.root / "jobs" / job / "io").glob("[23].*")]
 
 
 def wait_for_file(engine: Engine, ref: str, path: str, content: str) -> None:

@@ -94,4 +94,4 @@ def _context(root: Root, job: Job) -> Context:
     statuses = {} if status is None else {0: status}
     context = sessions.context_of(job, main, {}, statuses, {}, labels={})
     failure = Failure(status=job.status or 0, step=sessions.next_step(context), workdir=job.spec.workdir)
-    return msgspec.structs.replace(context, failure=failure)
+    return msgspec.structs.replace(context, ended=None, failure=failure)

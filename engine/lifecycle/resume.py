@@ -68,9 +68,6 @@ from engine.model import (
 from engine.steps import record, step
 from engine.store import Intent
 
-ENDED_KEPT = 64
-"""ended sessions whose files a job keeps, as init does"""
-
 
 class How(Value, frozen=True, kw_only=True):
     """How a snapshot is brought back, as the job that it is of or as a fork."""
@@ -270,14 +267,14 @@ def _strategy(root: Root, job: Job, snapshot: Snapshot) -> Strategy:
 
 
 def _clear_io(root: Root, job: Job, snapshot: Snapshot, intent: Intent) -> None:
-    """Leave the next init what it may go on with: logs, and what is known of sessions that have ended. The job could
-    write here, so that anything may lie in the way."""
+    """Leave the next init what it may go on with: logs, and what is known of sessions that had ended at the cut. The
+    job could write here, so that anything may lie in the way; so may files of a life that was given up."""
     io = root.io(job.id)
-    coming = {spec.id for spec in snapshot.context.sessions}
-    statuses = session.statuses(io)
-    ended = sorted(number for number, status in statuses.items() if not status.running and number not in coming)
-    kept = {f"{number}.{kind}" for number in ended[-ENDED_KEPT:] for kind in ("status", "spec", "log", "log.old")}
-    kept |= {f"{number}.{kind}" for number in coming for kind in ("log", "log.old")}
+    coming, ended = snapshot.context.sessions, snapshot.context.ended
+    if ended is None:
+        ended = sessions.ended(session.statuses(io), coming)
+    kept = {f"{number}.{kind}" for number in ended for kind in ("status", "spec", "log", "log.old")}
+    kept |= {f"{spec.id}.{kind}" for spec in coming for kind in ("log", "log.old")}
     for entry in os.scandir(io):
         if entry.name not in kept or not entry.is_file(follow_symlinks=False):
             intent.away(Path(entry.path))

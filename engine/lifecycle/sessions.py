@@ -17,6 +17,8 @@ ID_MAX = (1 << 32) - 2
 """of users and groups"""
 SIDE_MAX = 0xFFFF
 """rows or columns of a terminal"""
+ENDED_KEPT = 64
+"""ended sessions whose files a job keeps, as init does"""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -167,7 +169,18 @@ def context_of(
         workdir = workdir if _fits(spec, workdir) else spec.workdir
         if not number or _fits(spec, workdir):
             again.append(msgspec.structs.replace(spec, id=number, done=done, workdir=workdir))
-    return Context(sessions=tuple(again), state=job.spec.state, labels={**job.spec.labels, **labels})
+    return Context(
+        sessions=tuple(again),
+        ended=ended(statuses, again),
+        state=job.spec.state,
+        labels={**job.spec.labels, **labels},
+    )
+
+
+def ended(statuses: Mapping[int, SessionStatus], again: Iterable[SessionSpec]) -> tuple[int, ...]:
+    """The last `ENDED_KEPT` sessions that have ended and aren't started again."""
+    over = {number for number, status in statuses.items() if not status.running}
+    return tuple(sorted(over - {spec.id for spec in again})[-ENDED_KEPT:])
 
 
 def next_step(context: Context) -> str | None:
