@@ -17,6 +17,8 @@ class Birth(Value, frozen=True, kw_only=True):
     cgroup1: tuple[str, ...] = ()
     range: tuple[int, int] | None = None
     """first host id and count; None = the host's user namespace"""
+    warm: tuple[str, ...] = ()
+    """layers of the root to come, read ahead where they are many"""
 
 
 class JobBirth(Birth, frozen=True, kw_only=True):
@@ -93,6 +95,7 @@ _LISTS = {
     "allow": "allow",
     "args": "arg",
     "guests": "guest",
+    "warm": "warm",
 }
 """Fields that become several records, and their keys; every other field is one record of its own name."""
 

@@ -185,8 +185,8 @@ static int job_run(struct launch *launch) {
         RUN(TREES, stage_mount), RUN(NETWORK, network_enter), RUN(CGROUP, cgroup_open),
         RUN(CLONE, job_clone), RUN(CGROUP, cgroups_join), RUN(USERNS, ids_map),
         WAIT(CLONE, job_tell), /* it takes its identity and makes its namespaces */
-        WAIT(CLONE, namespaces_or_body_await), WAIT(SPEC, body_await),
-        RUN(TREES, trees_attach), RUN(TREES, lowers_warm), RUN(TREES, sysfs_lend), RUN(OVERLAY, root_mount),
+        RUN(TREES, layers_warm), WAIT(CLONE, namespaces_or_body_await), WAIT(SPEC, body_await),
+        RUN(TREES, trees_attach), RUN(TREES, sysfs_lend), RUN(OVERLAY, root_mount),
         WAIT(CLONE, namespaces_await), WAIT(CLONE, job_tell), /* it takes the body too, and enters its root */
         RUN(CLONE, pid_report), WAIT(NETWORK, hold_wait),
         WAIT(CLONE, job_tell), /* it finishes its network, files and sandbox */
@@ -204,8 +204,9 @@ static int criu_run(struct launch *launch) {
     static const struct action actions[] = {
         RUN(FILES, cache_open), RUN(FILES, pidfile_open), RUN(TREES, stage_mount), RUN(MOUNTS, view_mount),
         RUN(CGROUP, cgroup_open), RUN(CLONE, job_clone), RUN(FILES, pidfile_leave), RUN(CGROUP, cgroups_join),
-        RUN(USERNS, userns_make), RUN(CLONE, begun_report), WAIT(SPEC, body_await), /* while criu starts */
-        RUN(TREES, trees_attach), RUN(TREES, lowers_warm), RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_fill),
+        RUN(USERNS, userns_make), RUN(TREES, layers_warm), RUN(CLONE, begun_report),
+        WAIT(SPEC, body_await), /* while criu starts */
+        RUN(TREES, trees_attach), RUN(OVERLAY, layers_mount), RUN(MOUNTS, view_fill),
         RUN(CGROUP, cgroups_joined), RUN(CLONE, pid_report),
         RUN(EXEC, exec_await), WAIT(EXEC, success_report), WAIT(EXEC, criu_await),
     };

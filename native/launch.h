@@ -131,7 +131,7 @@ void job_kill(struct launch *launch);
 /* launch_layers.c */
 int stage_mount(struct launch *launch);
 int trees_attach(struct launch *launch);
-int lowers_warm(struct launch *launch); /* launch_warm.c */
+int layers_warm(struct launch *launch); /* launch_warm.c */
 int sysfs_lend(struct launch *launch);
 int root_mount(struct launch *launch);
 #define STAGE_ROOT ".root" /* names of trees have no dot */

@@ -228,6 +228,7 @@ static const struct key {
     {"cgroup1", 9, 0, LIST, 32, AT(cgroup1), .take = check_absolute},
     {"range", 9, 0, ONCE, 1, .take = parse_range},
     {"stage", 9, 9, ONCE, 1, AT(stage), .take = check_absolute},
+    {"warm", 9, 0, LIST, LAYERS_MAX, AT(warm), .take = check_absolute},
     {"tree", 9, 1, LIST_PAIRS, LAYERS_MAX + 100, AT(trees), .take = check_tree, .late = true},
     {"lower", 9, 1, LIST, LAYERS_MAX, AT(lowers), .take = check_relative, .late = true},
     {"upper", 9, 0, ONCE, 1, AT(upper), .take = check_relative, .late = true},
@@ -388,8 +389,7 @@ bool spec_divided(void) {
 }
 
 int spec_body_again(struct spec *spec, enum verb verb, const char **about) {
-    size_t body = spec_divided() ? given->head + 1 : given->size;
-    return records_take(spec, verb, body, given->size, about);
+    return records_take(spec, verb, spec_divided() ? given->head + 1 : given->size, given->size, about);
 }
 
 int spec_body(struct spec *spec, enum verb verb, const char **about) {

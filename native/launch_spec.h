@@ -36,7 +36,7 @@ struct spec {
     char *version, *cgroup, *stage, *upper, *work, *hostname, *listen, *init;
     struct list metas, blobs, targets; /* as many of each */
     char *kdat, *program, *pidfile, *preload;
-    struct list cgroup1, trees, lowers, overlay, binds, rlimits, writes, args, guests;
+    struct list cgroup1, trees, lowers, overlay, binds, rlimits, writes, args, guests, warm;
     uint32_t first, count; /* id range; count 0: the host's user namespace */
     enum net net;
     int images_fd, tasks_fd, door_fd, group_fd, status_fd;

@@ -17,6 +17,7 @@
  *   range=FIRST:COUNT        user namespace: ids 0..COUNT-1 of the job are FIRST.. on the host, layers are mounted
  *                            with that idmap.  Absent: the host's user namespace, layers as they are
  *   stage=DIR                an empty directory; a tmpfs is mounted on it in the private namespace, holding the trees
+ *   warm=PATH                a layer that the root will have (repeated): a long list is read from the disk side by side
  *   tree=NAME=PATH           clone of the mount at PATH (detached copy of that subtree, idmapped with `range`), to be
  *                            used below as NAME or NAME/SUB/PATH; NAME is [a-z0-9]+
  *   lower=REL                a read-only layer, topmost first (repeated; at least one)
@@ -53,7 +54,7 @@
  * `serac-launch criu` gives criu a view of its own and stays as its parent, ending as it ends; descriptors that the
  * caller passed are criu's.  In a private mount namespace a tmpfs covers /run.  Keys, as above where not told otherwise:
  *   cgroup= cgroup1=         for a restore: criu is born there, and so is all that it makes
- *   range= stage= tree= lower= upper= work= overlay=     a job's root, which is then /run/root; required with cgroup=
+ *   range= stage= warm= tree= lower= upper= work= overlay=     a job's root, which is then /run/root; required with cgroup=
  *   bind=REL=TARGET          a tree at TARGET, a name below /run that doesn't exist yet
  *   shm=BYTES                an empty tmpfs at /run/shm, root's in `range`; absent: none
  *   kdat=PATH                a copy of the file PATH, if it is there, at /run/criu.kdat

@@ -54,7 +54,13 @@ def place(root: Root, job: Job) -> Birth:
     it is known that there may be more (`engine.lifecycle.recover`)."""
     stage, group = root.stage(job.id), root.group_of(job)
     cgroup.create(root.host, group, job.spec.limits)
-    return Birth(stage=os.fspath(stage), cgroup=group.path, cgroup1=group.legacy, range=id_range(root, job))
+    return Birth(
+        stage=os.fspath(stage),
+        cgroup=group.path,
+        cgroup1=group.legacy,
+        range=id_range(root, job),
+        warm=tuple(f"{root.layers}/{layer}/upper" for layer in job.layers),
+    )
 
 
 @contextlib.contextmanager
