@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -19,10 +20,10 @@ from pathlib import Path
 import invariants
 import leftovers
 import pytest
-from roots import configure, empty, inside, wait_for
+from roots import configure, empty, inside
 from scenes import PREAMBLE, Scene
 
-from engine import Engine, JobState, launch
+from engine import Engine, JobState, launch, store
 from engine.base import DirSource
 from engine.errors import SeracError
 from engine.model import ENDED, LIVE
@@ -104,10 +105,11 @@ def reboot(engine: Engine) -> str:
 def _no_criu(engine: Engine) -> None:
     """One that outlives its engine doesn't outlive its host."""
     for file in engine.config.run.glob("jobs/*/criu.pid"):
-        pid = int(file.read_text().split()[0])
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        wait_for(lambda pid=pid: not os.path.lexists(f"/proc/{pid}/exe"))
+        with open(file, "rb") as held:
+            if words := held.read().split():  # else it dies with its launcher
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(words[0]), signal.SIGKILL)
+            store.flock(held.fileno(), fcntl.LOCK_EX, file, patience=30.0)  # which it has as long as it lives
 
 
 # calls in an engine of their own

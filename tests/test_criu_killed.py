@@ -5,6 +5,7 @@ The job is a witness (tests/witness.py): it notices when a timer, a connection o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from engine import Engine, JobState, cgroup, launch, steps
 from engine.checkpoint import rpc
 from engine.errors import CannotCheckpoint, CannotRestore, NoSpace
 from engine.kernel import process, procfs
+from engine.lifecycle.criu import settle
 
 __all__ = ["small_tree"]  # a fixture
 
@@ -239,6 +241,26 @@ def test_a_launcher_that_is_killed_when_criu_has_begun(engine: Engine, monkeypat
     assert holders(engine) == []
     nothing_of_a_dump(engine, "a")
     one.goes_on()
+
+
+def test_a_criu_that_has_not_said_who_it_is(engine: Engine) -> None:
+    """Its launcher was killed between its lock and its first word."""
+    one = witness(engine)
+    job = engine.job("a")
+    file = engine._root.run_job(job.id) / "criu.pid"
+    subprocess.run(["setsid", "--fork", "flock", file, "sleep", "1000"], check=True)
+    wait_for(lambda: file.exists() and is_locked(file))
+    settle(engine._root, job, committed=False)
+    assert not file.exists()
+    nothing_of_a_dump(engine, "a")
+    one.goes_on()
+
+
+def is_locked(file: Path) -> bool:
+    with open(file, "rb") as opened, contextlib.suppress(BlockingIOError):
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    return True
 
 
 def test_a_launcher_that_is_killed_before_a_dump_is_broken_off(engine: Engine, criu: Criu) -> None:

@@ -193,7 +193,10 @@ def _ended(fd: int) -> bool:
 
 
 def _speak(fd: int, *, committed: bool) -> None:
-    pid, number = map(int, os.pread(fd, 64, 0).split())
+    words = os.pread(fd, 64, 0).split()
+    if not words:  # it dies with its launcher
+        return
+    pid, number = map(int, words)
     with (
         contextlib.suppress(ProcessLookupError),
         process.opened(pid) as pidfd,
