@@ -319,7 +319,7 @@ def _failure(name: str, status: int, output: CompletedOutput) -> ToolFailed | No
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with status {status}"
     text = output.stderr.strip() or output.stdout[-STDERR_KEPT:].strip()
     message = f"{name} {how}: {telling(text)}" if text else f"{name} {how}"
-    if b"No space left on device" in text:
+    if b"no space left on device" in text.lower():  # programs in Go say it like that
         return NoSpace(message)
     return ToolFailed(message)
 

@@ -43,8 +43,8 @@ __all__ = ["stage"]  # a fixture
 pytestmark = pytest.mark.root
 
 BLOCK = 4096
-LEAVES = (*range(12), 14, 17, 20, 24, 30, 37, 46, 58, 73, 100, 150, 250, 400, 700, 1200, 2000, 4000)
-"""blocks that are left of a disk"""
+LEAVES = (*range(12), 14, 17, 20, 24, 30, 37, 46, 58, 73, 100, 150, 250, 400, 700, 1200, 2000, 4100, 8000)
+"""blocks that are left of a disk; a restore wants 4096"""
 CALLS = (
     "chmod,chown,fallocate,fchmod,fchmodat,fchown,fdatasync,fsetxattr,fsync,ftruncate,link,linkat,"
     "lsetxattr,mkdir,mkdirat,pwrite64,rename,renameat,rmdir,sendfile,setxattr,syncfs,unlink,unlinkat,utimensat,"

@@ -144,9 +144,12 @@ def test_other_statuses_can_be_good() -> None:
     assert tools.run(["/bin/sh", "-c", "echo no; exit 1"], accept=(0, 1)).stdout == b"no\n"
 
 
-def test_a_full_disk_is_told_apart() -> None:
+@pytest.mark.parametrize(
+    "script", ["dd if=/dev/zero of=/dev/full bs=1 count=1", "echo write /x: no space left on device >&2; exit 1"]
+)
+def test_a_full_disk_is_told_apart(script: str) -> None:
     with pytest.raises(NoSpace):
-        tools.run(["/bin/sh", "-c", "dd if=/dev/zero of=/dev/full bs=1 count=1"])
+        tools.run(["/bin/sh", "-c", script])
 
 
 def test_standard_error_is_kept_to_its_end_only() -> None:
