@@ -6,6 +6,7 @@ A call of the system fails by strace(1), which answers it in the kernel's stead;
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import subprocess
@@ -33,7 +34,7 @@ from plays import (
 from roots import configure, empty, inside, shell, wait_for
 from scenes import LIVES, SCENES, Scene, job
 
-from engine import Engine, JobState
+from engine import Engine, JobState, store
 from engine.base import DirSource
 from engine.errors import SeracError
 from engine.model import Mode
@@ -122,9 +123,19 @@ def failing(call: str, number: int) -> Cut:
             assert engine._root.catalog.job("a").state != "paused", "what isn't on the device isn't paused"
         if hit and call == "syncfs":
             assert done.returncode, "a flush failed, and nobody was told"
+        if hit and call == "unlink":
+            drop_pid_files(engine)
         return done.stdout if done.returncode else None
 
     return act
+
+
+def drop_pid_files(engine: Engine) -> None:
+    """One that could not be removed goes with its job, and means nothing: no criu has its lock."""
+    for file in engine.config.run.glob("jobs/*/criu.pid"):
+        with open(file, "rb") as held:
+            store.flock(held.fileno(), fcntl.LOCK_EX, file, patience=0.0)
+        file.unlink()
 
 
 def calls_of(tree: Path, stage: Path, name: str) -> list[str]:
