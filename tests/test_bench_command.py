@@ -13,6 +13,7 @@ import pytest
 from commands import Command, serac
 from remains import holders
 from roots import shell, wait_for
+from test_background import ended
 
 from engine import Engine, JobSpec
 from engine.benching import (
@@ -99,8 +100,9 @@ def test_cold_stands_beside_warm(engine: Engine, serac: Command) -> None:
     ]
     assert all("flush" not in one["steps"] for one in document["series"])
     assert b"the whole host is slow" in done.stderr
-    # What flushes in the background ends by itself; its priority is the lowest.
-    wait_for(lambda: not leftovers.difference(idle, leftovers.count()), patience=120.0)
+    ended(engine)  # what flushes in the background
+    found = leftovers.difference(idle, leftovers.count())
+    assert [line for line in found if line.startswith("left behind")] == []
 
 
 @root
