@@ -12,7 +12,8 @@
 
 /* So that nobody inside can keep the engine out. */
 #define INSIDE_MAX (CLIENTS_MAX / 2)
-#define PATIENCE 5000 /* milliseconds that M_QUIESCE waits for younger holders */
+#define WAITING_MAX 128 /* the listening socket's backlog; the kernel lets one more in */
+#define PATIENCE 5000   /* milliseconds that M_QUIESCE waits for younger holders */
 
 #ifndef SERAC_BUILD
 #define SERAC_BUILD "unnamed"
@@ -89,7 +90,7 @@ int control_open(int listener) {
     door = (struct source){.fd = listener, .ready = knock};
     spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (fcntl(listener, F_SETFD, FD_CLOEXEC) < 0 || fcntl(listener, F_SETFL, O_NONBLOCK) < 0 ||
-        listen(listener, 128) < 0)
+        listen(listener, WAITING_MAX) < 0)
         return -1;
     return loop_watch(&door, EPOLLIN);
 }
@@ -220,10 +221,19 @@ static bool renewing(const struct session *session) {
     return patience >= 0 && (session->loud || session->unquiet || session->former);
 }
 
-/* Those who wait to be let in are let in and out again: nothing of theirs may hang on the socket. */
+/* Those who wait to be let in are let in and out again: nothing of theirs may hang on the socket.  All are in before the
+ * first one is out, for that one wakes at once and knocks again, and would be turned away until it gave up. */
 static void turn_away(void) {
-    for (int fd; (fd = accept4(door.fd, NULL, NULL, SOCK_CLOEXEC)) >= 0;)
-        close(fd);
+    int waiting[WAITING_MAX + 1];
+    bool all;
+    do {
+        size_t count = 0;
+        while (count <= WAITING_MAX && (waiting[count] = accept4(door.fd, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+            count++;
+        all = count == 0 || (count <= WAITING_MAX && errno == EAGAIN);
+        while (count > 0)
+            close(waiting[--count]);
+    } while (!all);
 }
 
 void control_quiet(void) {
