@@ -18,7 +18,7 @@ __all__ = ["serac"]  # fixture
 
 pytestmark = pytest.mark.root
 
-BIG = 200 << 20
+BIG = 300 << 20
 """bytes, no two blocks the same, so that archiving takes more than a moment"""
 
 
@@ -55,16 +55,18 @@ def stopped(engine: Engine, snapshot: str) -> int:
     wait_for(lambda: engine.archiving().get(snapshot, (0, 0))[0] > 0)
     (worker,) = workers(engine)
     os.kill(worker, signal.SIGSTOP)
+    wait_for(lambda: all(") T " in stat.read_text() for stat in Path(f"/proc/{worker}/task").glob("*/stat")))
     assert engine.snapshot(snapshot).archive is None, "it was too quick"
     return worker
 
 
 def ended(engine: Engine) -> None:
-    wait_for(lambda: not workers(engine))
+    wait_for(lambda: not workers(engine), patience=120)
 
 
 def nothing_but(engine: Engine, *snapshots: str) -> None:
     """In the root there is what these snapshots need, and no trace of anything that came to nothing."""
+    engine._root.await_removals()
     with Engine(engine.config.root) as other:  # it sweeps
         other.collect()
     assert [entry.id for entry in engine.snapshots()] == list(snapshots)
@@ -113,6 +115,21 @@ def test_one_worker_does_the_work_of_many_pauses(engine: Engine) -> None:
     ended(engine)
     for snapshot in (first, *later):
         intact(engine, snapshot)
+    nothing_but(engine, first, *later)
+
+
+@pytest.mark.usefixtures("idle")
+def test_flushing_waits_for_no_archiving(engine: Engine) -> None:
+    first = big(engine, "a")
+    worker = stopped(engine, first)
+    names = ["b", "c"]
+    for name in names:
+        engine.run(shell("sleep 1000", name=name))
+    later = [engine.pause(name, mode="filesystem", archive="never", durability="fast").snapshot for name in names]
+    wait_for(lambda: all(engine.snapshot(snapshot).unflushed is None for snapshot in later))
+    assert engine.snapshot(first).archive is None
+    os.kill(worker, signal.SIGCONT)
+    ended(engine)
     nothing_but(engine, first, *later)
 
 

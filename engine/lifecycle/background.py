@@ -1,9 +1,9 @@
 """Work that nobody waits for: flushing what fast pauses left, archiving, flattening chains, collecting.
 
 A verb that leaves such work starts a process for it (`start`), which does all there is in its root and ends (`main`).
-It has a low priority, so that jobs don't feel it. One is at work in a root at a time, and one more may wait to look
-whether there is more; any others end at once. Killed, it leaves what the verbs that it calls leave; what is still due
-is done by the next one.
+It flushes first, for until then a host that goes down takes a snapshot along. What can wait has a low priority, so that
+jobs don't feel it: one process is at that in a root at a time, and one more may wait to look whether there is more; any
+others end at once. Killed, it leaves what the verbs that it calls leave; what is still due is done by the next one.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ def start(root: Root) -> None:
 
 
 def main(root_directory: str) -> None:
-    os.nice(NICENESS)
+    from engine.lifecycle import flush
+
     root = Root(Config.load(root_directory), timeout=60.0)
     try:
+        _attempt(root, "flush", partial(flush.flush, root), told=False)
+        os.nice(NICENESS)
         with _turn(root) as ours:
             if ours:
                 _work(root)
@@ -68,9 +71,8 @@ def _turn(root: Root) -> Iterator[bool]:
 
 
 def _work(root: Root) -> None:
-    from engine.lifecycle import archiving, collect, flatten, flush
+    from engine.lifecycle import archiving, collect, flatten
 
-    _attempt(root, "flush", partial(flush.flush, root), told=False)
     tried: set[tuple[str, ...]] = set()
     while chain := flatten.due(root, but=tried):
         tried.add(chain)

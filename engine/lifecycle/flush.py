@@ -1,7 +1,7 @@
 """flush: layers and processes are on the device, so that they outlast the host.
 
 A pause waits for that before its commit. A ``fast`` one doesn't: its snapshot bears the id of the boot in which it was
-made, until this verb, which the work in the background begins with, has 1 flushed all and 2 COMMITTED that. Killed
+made, until this verb, which each process in the background begins with, has 1 flushed all and 2 COMMITTED that. Killed
 before 2: the next one does it again. A snapshot that bears another boot's id may not be whole.
 """
 
@@ -55,9 +55,12 @@ def flush(root: Root) -> None:
         ):
             intent.undone()  # but for a crash
             try:
-                flushed = msgspec.structs.replace(root.catalog.snapshot(snapshot_id), unflushed=None)
+                snapshot = root.catalog.snapshot(snapshot_id)
             except NotFound:  # it was removed, or its job writes it again
                 continue
+            if snapshot.unflushed is None:  # another process was quicker
+                continue
+            flushed = msgspec.structs.replace(snapshot, unflushed=None)
             records.keep_snapshot(root, flushed)
             transaction.put_snapshot(flushed)
 
