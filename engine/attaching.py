@@ -13,12 +13,14 @@ from engine import session
 from engine.errors import Busy, Paused, WrongState
 from engine.lifecycle import processes, recover, sessions
 from engine.lifecycle.root import Root, require
-from engine.model import Job, JobState, SessionSpec, SessionStatus
+from engine.model import PASSING, Job, JobState, SessionSpec, SessionStatus
 from engine.session import Connection, SessionEvent
 from engine.verbs import verb
 
 _GLANCE = 0.2
 """seconds between two looks at a job that is to run again"""
+_TRIES = 100
+"""connections to a job that runs which may be lost, each to a pause that failed"""
 
 
 class Attaching:
@@ -58,10 +60,15 @@ class Attaching:
         paused job and the thaw of a frozen one too. Raises Paused, WrongState, NotFound. Whose connection ends without
         an Exit calls this again, with the ``end`` of the last event: it goes on there if the pause failed, or is told.
         """
-        for _ in range(2):
-            with contextlib.suppress(WrongState):  # a pause may come between a look at the state and the connection
-                return self._attached(self._attachable(ref, number, wait=wait), number, offset)
-        return self._attached(self._attachable(ref, number, wait=wait), number, offset)
+        tries = 0
+        while True:
+            job = self._attachable(ref, number, wait=wait)
+            try:
+                return self._attached(job, number, offset)
+            except WrongState:  # a pause came between the look at the state and the connection
+                tries += 1
+                if tries == _TRIES:
+                    raise
 
     def follow(self, ref: str, number: int = 0, *, offset: int = 0, live: bool = True) -> Iterator[SessionEvent]:
         """A session's output from ``offset`` on; ``live``: until it ends, else what there is. Works in every state."""
@@ -104,16 +111,21 @@ class Attaching:
         return connection
 
     def _settled(self, ref: str, *, wait: bool) -> Job:
-        """The job when nobody pauses or resumes it any more; ``wait``: when it runs, or has ended."""
-        passing = {JobState.PAUSING, JobState.RESUMING}
-        waits = passing | ({JobState.PAUSED, JobState.FROZEN} if wait else set())
-        while (job := recover.seen(self._root, ref)).state in waits:
-            if job.state not in passing:
+        """The job when nobody pauses or resumes it any more; ``wait``: when it runs, or has ended. One that is paused
+        may be so for `Engine.snapshot_take` alone, and one that runs may have sessions that are yet to be started."""
+        waits = {JobState.PAUSED, JobState.FROZEN} if wait else set()
+        while True:
+            job = recover.seen(self._root, ref)
+            if job.state is JobState.RUNNING and not job.pending:
+                return job
+            if job.state in waits:
                 time.sleep(_GLANCE)
                 continue
-            with contextlib.suppress(*((Busy,) if wait else ())), recover.taken(self._root, job.id):
+            with contextlib.suppress(*((Busy,) if wait else ())), self._root.locked(job.id):
                 pass  # whoever works on it holds the lock until it is done
-        return job
+            job = recover.seen(self._root, job.id)
+            if job.state not in PASSING | waits:
+                return job
 
     def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:
         job = recover.seen(self._root, ref)

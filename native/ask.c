@@ -67,14 +67,6 @@ static bool parse(int argc, char **argv, struct question *question) {
     return optind == argc;
 }
 
-static int send_question(int fd, const struct question *question) {
-    struct writer records = {0};
-    record_put(&records, "reason", question->reason);
-    if (question->state)
-        record_put(&records, "state", question->state);
-    return client_send(fd, M_ASK, &records);
-}
-
 /* One line: what became of it, and the answer. */
 static int print_answer(char *payload, size_t size) {
     struct reader reader = {payload, payload + size};
@@ -101,13 +93,13 @@ int ask_main(int argc, char **argv) {
     }
     if (question.state && *question.state == '@' && !(question.state = read_state(question.state + 1)))
         return say("state");
-    autoclose int fd = client_dial();
-    if (fd < 0)
-        return say("no init");
-    if (send_question(fd, &question) < 0)
-        return say("question");
-    if (client_receive(fd, question.patience, &head, payload) != M_ANSWER) {
-        say("no answer");
+    struct writer records = {0};
+    record_put(&records, "reason", question.reason);
+    if (question.state)
+        record_put(&records, "state", question.state);
+    autoclose int fd = -1;
+    if (client_request(&fd, M_ASK, &records, question.patience, &head, payload) != M_ANSWER) {
+        say(fd < 0 ? "no init" : "no answer");
         return errno == ETIMEDOUT ? LATE : FAILED;
     }
     return print_answer(payload, head.length);

@@ -48,16 +48,16 @@ static bool parse(int argc, char **argv, struct lease *lease) {
     return true;
 }
 
-static int hold(int fd, const struct lease *lease) {
+/* The connection that holds it, or -1. */
+static int hold(const struct lease *lease) {
     static char payload[CHUNK_MAX + 1];
     struct writer records = {0};
     struct message head;
     long long until = lease->seconds < 0 ? 0 : (long long)clock_real() + lease->seconds * 1000000000;
     record_number(&records, "until", until);
     record_put(&records, "reason", lease->reason);
-    if (client_send(fd, M_AWAKE, &records) < 0)
-        return -1;
-    return client_receive(fd, -1, &head, payload) == M_OK ? 0 : -1;
+    autoclose int fd = -1;
+    return client_request(&fd, M_AWAKE, &records, -1, &head, payload) == M_OK ? steal_fd(&fd) : -1;
 }
 
 /* Signals that are meant for the command, whoever they are sent to, are left to it. */
@@ -98,10 +98,8 @@ int awake_main(int argc, char **argv) {
         fputs("usage: awake [--for TIME] [--reason TEXT] [-- COMMAND [ARG ...]]\n", stderr);
         return FAILED;
     }
-    autoclose int fd = client_dial();
+    autoclose int fd = hold(&lease);
     if (fd < 0)
-        return say("no init");
-    if (hold(fd, &lease) < 0)
         return say("lease");
     if (lease.command)
         return stay_with(lease.command);

@@ -10,11 +10,14 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
+
+#define TRIES 100 /* of one request, each lost to another pause */
 
 static const char socket_path[] = "/run/serac/init.sock";
 
-int client_dial(void) {
+static int dial(void) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     memcpy(address.sun_path, socket_path, sizeof socket_path);
     autoclose int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
@@ -23,10 +26,9 @@ int client_dial(void) {
     return steal_fd(&fd);
 }
 
-int client_send(int fd, uint8_t type, struct writer *records) {
-    autofree char *owned = records->bytes;
+static int send_records(int fd, uint8_t type, const struct writer *records) {
     struct message head = {.type = type, .length = (uint32_t)records->size};
-    struct iovec parts[] = {{&head, sizeof head}, {owned, records->size}};
+    struct iovec parts[] = {{&head, sizeof head}, {records->bytes, records->size}};
     struct msghdr packet = {.msg_iov = parts, .msg_iovlen = 2};
     if (records->failed || records->size > CHUNK_MAX) {
         errno = E2BIG;
@@ -47,8 +49,11 @@ static int wait_readable(int fd, int64_t deadline) {
     return ready == 1 ? 0 : -1;
 }
 
-int client_receive(int fd, long long patience, struct message *head, char payload[CHUNK_MAX + 1]) {
-    int64_t deadline = patience < 0 ? -1 : clock_steady() + patience;
+static int64_t deadline_of(long long patience) {
+    return patience < 0 ? -1 : clock_steady() + patience;
+}
+
+static int receive(int fd, int64_t deadline, struct message *head, char payload[CHUNK_MAX + 1]) {
     do {
         struct iovec parts[] = {{head, sizeof *head}, {payload, CHUNK_MAX}};
         if (wait_readable(fd, deadline) < 0)
@@ -65,6 +70,29 @@ int client_receive(int fd, long long patience, struct message *head, char payloa
         return -1;
     }
     return head->type;
+}
+
+int client_receive(int fd, long long patience, struct message *head, char payload[CHUNK_MAX + 1]) {
+    return receive(fd, deadline_of(patience), head, payload);
+}
+
+/* Init closes its door for a pause, and hangs up on whoever comes just then: whoever knocks again is let in after it. */
+int client_request(int *fd, uint8_t type, struct writer *records, long long patience, struct message *head,
+                   char payload[CHUNK_MAX + 1]) {
+    autofree char *owned = records->bytes;
+    int64_t deadline = deadline_of(patience);
+    const struct timespec moment = {.tv_nsec = 20 * 1000000};
+    int reply = -1;
+    for (int tries = 0; tries < TRIES; tries++) {
+        *fd = dial();
+        if (*fd >= 0 && send_records(*fd, type, records) == 0)
+            reply = receive(*fd, deadline, head, payload);
+        if (*fd < 0 || reply >= 0 || (errno != ECONNRESET && errno != EPIPE))
+            break;
+        close(steal_fd(fd));
+        nanosleep(&moment, NULL);
+    }
+    return reply;
 }
 
 long long client_seconds(const char *text) {

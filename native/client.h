@@ -3,11 +3,10 @@
 #include "protocol.h"
 #include "records.h"
 
-/* A connection to the job's init, or -1. */
-int client_dial(void);
-
-/* Sends a message that these records are the payload of, which are freed.  -1 with errno, E2BIG when it is too long. */
-int client_send(int fd, uint8_t type, struct writer *records);
+/* Connects to the job's init as *fd (-1: it couldn't), sends a message that these records are the payload of, which are
+ * freed, and gives the first reply as client_receive does; errno is E2BIG for a message that is too long. */
+int client_request(int *fd, uint8_t type, struct writer *records, long long patience, struct message *head,
+                   char payload[CHUNK_MAX + 1]);
 
 /* The next message that is no greeting, within so many milliseconds (-1: no limit): its type, or -1 with errno,
  * ETIMEDOUT among them.  The payload ends with a NUL. */

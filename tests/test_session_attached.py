@@ -16,7 +16,6 @@ from roots import wait_for
 from terminals import Terminal
 
 from engine import Engine, JobSpec, Step, session
-from engine.lifecycle import processes
 from engine.model import Mode
 from engine.session import Output
 
@@ -65,19 +64,6 @@ def test_a_client_outlives_pauses_that_fail(serac: Command, engine: Engine, up: 
         output, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (7, "")
     assert gapless(1, output) > 2
-
-
-def test_a_client_that_knocks_again_at_once_is_let_in(serac: Command, engine: Engine, up: str) -> None:
-    """It runs whenever it can, on init's own CPU, so that it is back before init has done anything else."""
-    with watching(serac, "exec", up, "--", "sh", "-c", COUNT) as process:
-        for pid in (processes.recall(engine._root, engine.job(up)).pid, process.pid):
-            os.sched_setaffinity(pid, {0})
-        os.sched_setscheduler(process.pid, os.SCHED_FIFO, os.sched_param(1))
-        hang_up(engine, up)
-        serac.good("exec", up, "--", "touch", "/last")
-        output, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (7, "")
-    assert gapless(1, output) > 1
 
 
 def test_a_pause_that_fails_loses_no_input(serac: Command, engine: Engine, up: str) -> None:
