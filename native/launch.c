@@ -287,6 +287,12 @@ static int standard_open(void) {
     return 0;
 }
 
+/* Whether nobody is left who could read the report. */
+static bool unread(void) {
+    struct pollfd report = {.fd = STDOUT_FILENO};
+    return poll(&report, 1, 0) == 1 && report.revents & POLLERR;
+}
+
 int main(int count, char **words) {
     static struct launch launch = {.link = -1,
                                    .link_job = -1,
@@ -307,6 +313,8 @@ int main(int count, char **words) {
     signal(SIGPIPE, SIG_IGN);
     launch.engine = getppid();
     die_with(launch.engine); /* not inherited by the job */
+    if (unread())
+        return 1; /* it had died before, and that is somebody else's pid */
     launch.verb = verb;
     if (spec_head(&launch.spec, verb, &about) < 0) {
         fail(&launch, about);

@@ -201,7 +201,7 @@ def test_launcher_that_is_killed_leaves_nothing(place: Place, program: Path) -> 
         os.close(reader)
         handle = os.pidfd_open(running.pid())
         running.process.kill()
-        assert select.select([handle], [], [], 10)[0], "the job's first process lives on"
+        assert select.select([handle], [], [], 30)[0], "the job's first process lives on"
         running.finish()
     os.close(handle)
     os.close(writer)
@@ -220,12 +220,25 @@ def test_launcher_that_is_killed_at_any_moment(place: Place, launcher: Path) -> 
 
 
 def test_report_that_nobody_reads_ends_the_job(place: Place, program: Path) -> None:
-    with place.started(program, ["wait"]) as running:
+    reader, writer = os.pipe()
+    with place.started(program, ["wait"], fds=[reader], more=[("hold", f"{reader}")]) as running:
+        os.close(reader)
         running.pid()
         assert running.process.stdout
         running.process.stdout.close()
-        assert running.process.wait(10) == 1
+        os.write(writer, b"x")
+        os.close(writer)
+        assert running.process.wait(30) == 1
         assert running.answers.readall() == b""
+
+
+def test_nothing_is_begun_when_nobody_is_left_to_read_the_report(program: Path) -> None:
+    """The engine has died before the launcher got a CPU: nothing tells it so later on."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen([program, "run"], stdin=subprocess.PIPE, stdout=writer) as process:
+        os.close(writer)
+        assert process.wait(30) == 1
 
 
 def test_layers_lie_in_the_order_given(place: Place, program: Path) -> None:
