@@ -23,7 +23,7 @@ _PERIOD = 100_000
 """microseconds of a cpu quota's period, the kernel's default"""
 
 _RACES = 20
-_LEAVING = 2.0
+_LEAVING = 20.0
 """seconds that the last process of a group has to be gone"""
 _POLL = 0.005
 _GONE = {errno.ENOENT, errno.ENODEV}

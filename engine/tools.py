@@ -137,7 +137,7 @@ def version_of(path: Path) -> str:
 @functools.lru_cache(maxsize=64)
 def _version_of(path: Path, _inode: int, _mtime: int) -> str:
     try:
-        output = run([path, "--version"], timeout=10)
+        output = run([path, "--version"], timeout=30)
     except (ToolFailed, Timeout):
         return ""
     match = re.search(rb"\b\d+(\.\d+)+", output.stdout + output.stderr)

@@ -31,7 +31,7 @@ from engine.session.protocol import (
 )
 
 VERSION = 1
-CONNECT_TIMEOUT = 10.0
+CONNECT_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
