@@ -13,6 +13,7 @@ from pathlib import Path
 import leftovers
 import pytest
 from bases import debian, debian_root
+from hypothesis import HealthCheck, settings
 from roots import engine, root_directory, small_tree
 
 __all__ = [
@@ -26,6 +27,10 @@ __all__ = [
 REPO = Path(__file__).resolve().parents[1]
 SETUP_BIN = Path("/usr/local/lib/serac/bin")
 LOCK = Path("/run/lock/serac-tests")
+
+# How long an example takes is the machine's affair.
+settings.register_profile("serac", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("serac")
 
 
 def pytest_report_header() -> list[str]:

@@ -58,5 +58,5 @@ def work(*pids: int) -> Work:
 
 def processes(engine: Engine) -> list[int]:
     """All processes of all jobs of a root."""
-    groups = Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}/*/cgroup.kill")
+    groups = Path(engine._root.host.unified, "serac", engine.config.name).glob("*/cgroup.kill")
     return [int(pid) for kill in groups for pid in (kill.parent / "cgroup.procs").read_text().split()]

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,8 @@ def _init(process: subprocess.Popen[bytes], program: Path) -> int:
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
     process.wait(TIMEOUT)
 
 
@@ -209,7 +211,8 @@ def fifo(job: InitJob) -> str:
 
 
 def settle(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
         if condition():
             return
         pause()
@@ -217,8 +220,15 @@ def settle(condition: Callable[[], bool]) -> None:
 
 
 def wait_exit(job: InitJob, number: int) -> list[SessionEvent]:
-    """What the log says once the session isn't listed any more."""
+    """What the log says once it ends with the session's end, which a terminal's holder writes when it comes to it."""
+    found: list[SessionEvent] = []
+
+    def whole() -> bool:
+        found[:] = session.read_log(job.io, number)
+        return bool(found) and isinstance(found[-1], Exit)
+
     with job.connect() as control:
         while any(status.id == number for status in control.sessions()):
             pause()
-    return list(session.read_log(job.io, number))
+    settle(whole)
+    return found

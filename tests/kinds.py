@@ -72,7 +72,7 @@ class Stood:
 
     def seen(self) -> Seen:
         """What the preflight sees of it, frozen for as long."""
-        with session.connect(self.engine.config.root / "jobs" / self.job / "io", timeout=10) as connection:
+        with session.connect(self.engine.config.root / "jobs" / self.job / "io", timeout=30) as connection:
             connection.quiesce()  # as a pause does: init lets its clients go
         self.engine.freeze(self.job)
         try:
@@ -82,7 +82,9 @@ class Stood:
 
     def pids(self) -> list[int]:
         """The host's numbers of its processes."""
-        (group,) = Path("/sys/fs/cgroup").glob(f"**/serac/{self.engine.config.name}/{self.job}/cgroup.kill")
+        (group,) = Path(self.engine._root.host.unified, "serac", self.engine.config.name).glob(
+            f"{self.job}/cgroup.kill"
+        )
         return [int(pid) for pid in (group.parent / "cgroup.procs").read_text().split()]
 
     def start(self, family: str, kind: str) -> int:

@@ -161,7 +161,7 @@ class Place:
             poll = select.poll()
             poll.register(events, select.POLLPRI)
             while "populated 1" in events.read():
-                assert poll.poll(10_000), "the job lives on"
+                assert poll.poll(30_000), "the job lives on"
                 events.seek(0)
 
 

@@ -47,10 +47,13 @@ def count_own() -> Counts:
     }
 
 
-def settled(before: Counts, patience: float = 2.0) -> Counts:
-    """Count again. The kernel takes a dead network namespace apart in a worker: ``patience`` seconds for interfaces."""
-    deadline = time.monotonic() + patience
-    while names("/sys/class/net") != sorted(before["network interfaces"]) and time.monotonic() < deadline:
+def settled(before: Counts) -> Counts:
+    """Count again. The kernel takes a dead network namespace apart in a worker, which may take its time; and the first
+    process of one that has nobody any more ends a moment later."""
+    begun = time.monotonic()
+    while names("/sys/class/net") != sorted(before["network interfaces"]) and time.monotonic() < begun + 30:
+        time.sleep(0.02)
+    while Counter(processes()) - Counter(before["processes"]) and time.monotonic() < begun + 2:
         time.sleep(0.02)
     return count()
 
@@ -100,7 +103,7 @@ def described(process: Path) -> Iterator[str]:
     # The zombie of a job's init waits for the host's init, which is no matter of serac's.
     ours = state != "Z" and (OURS.search((process / "cgroup").read_text()) or re.match(r"serac-|criu", name))
     if child or ours:
-        yield f"{process.name} {name} {state}"
+        yield f"{process.name} {name}" + (" (zombie)" if state == "Z" else "")
 
 
 def names(directory: str) -> list[str]:

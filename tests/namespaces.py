@@ -68,10 +68,10 @@ class Namespace:
         self.ip("link", "set", "eth0", "up")
         self.ip("route", "add", "default", "via", address.gateway)
 
-    def says(self, host: str, port: int) -> str:
-        """What a TCP server answers, or the name of the error."""
-        with self.python(CLIENT, host, str(port)) as client:
-            return client.communicate(timeout=20)[0].strip()
+    def says(self, host: str, port: int, *, patience: float = 30) -> str:
+        """What a TCP server answers within so many seconds, or the name of the error."""
+        with self.python(CLIENT, host, str(port), str(patience)) as client:
+            return client.communicate(timeout=2 * patience + 30)[0].strip()
 
     @contextlib.contextmanager
     def serving(self, port: int) -> Iterator[None]:
@@ -88,7 +88,7 @@ class Namespace:
 CLIENT = """
 import socket, sys
 try:
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as connection:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])) as connection:
         print(connection.makefile().read())
 except OSError as error:
     print(type(error).__name__)
@@ -105,7 +105,7 @@ while True:
 UDP_CLIENT = """
 import socket, sys
 client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-client.settimeout(5)
+client.settimeout(30)
 client.sendto(b"question", (sys.argv[1], int(sys.argv[2])))
 print(client.recv(100).decode())
 """
@@ -118,7 +118,7 @@ client.sendto(sys.argv[2].encode(), (sys.argv[3], int(sys.argv[4])))
 UDP_RECEIVER = """
 import socket, sys
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.settimeout(10)
+server.settimeout(30)
 server.bind(("", int(sys.argv[1])))
 print("listening", flush=True)
 print(server.recv(100).decode(), flush=True)

@@ -145,8 +145,9 @@ def steps_of(engine: Engine, scene: Scene, work: Path) -> list[str]:
 # plays
 
 
-def play(tree: Path, work: Path, scene: Scene, cut: Cut) -> str | None:
-    """One scene, cut short; then another engine looks what there is, and calls the verb again. What was cut."""
+def play(tree: Path, work: Path, scene: Scene, cut: Cut, *, mortal: bool = False) -> str | None:
+    """One scene, cut short; then another engine looks what there is, and calls the verb again. What was cut.
+    ``mortal``: a job may have ended with it."""
     with disk_of_its_own(tree) as engine:
         prepare(engine, scene, work)
         sealed = invariants.sealed(engine)
@@ -156,7 +157,7 @@ def play(tree: Path, work: Path, scene: Scene, cut: Cut) -> str | None:
         said = cut(engine, scene)
         with Engine(engine.config.root, timeout=30) as after:
             look(after, scene, down=said == DOWN, lives=lives)
-            again(after, scene, down=said == DOWN)
+            again(after, scene, mortal=mortal or said == DOWN)
             whole(after, sealed)
     return said
 
@@ -197,10 +198,10 @@ def look(engine: Engine, scene: Scene, *, down: bool, lives: str | None) -> None
         assert lives_of(engine) == lives
 
 
-def again(engine: Engine, scene: Scene, *, down: bool) -> None:
+def again(engine: Engine, scene: Scene, *, mortal: bool) -> None:
     """The verb that is called again succeeds, or says that it is done; what needs a job that runs can't be, when that
-    went down with its host."""
-    ended = down and any(job.state in ENDED for job in engine.jobs(ended=True))
+    has ended."""
+    ended = mortal and any(job.state in ENDED for job in engine.jobs(ended=True))
     with contextlib.suppress(*((SeracError,) if ended else ())):
         call(engine, scene)
     if not ended:

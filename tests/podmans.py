@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from roots import wait_for
 
 LIMITS = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")
 
@@ -48,10 +49,20 @@ def podman() -> Iterator[Podman]:
     needed("podman", "runc")
     place = Path(tempfile.mkdtemp(prefix="serac-", dir="/var/tmp"))  # its paths may have no more than 50 characters
     yield Podman(place)
+    wait_for(lambda: not _at_work(place))
     shutil.rmtree(place)
     for group in Path("/sys/fs/cgroup").glob("*/libpod_parent"):
         with contextlib.suppress(OSError):  # somebody else's Podman is at work
             group.rmdir()
+
+
+def _at_work(place: Path) -> bool:
+    """Whether a program has a command line with the place in it: conmon cleans up after a container by itself."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ends while it is looked at
+            if os.fsencode(place) in (process / "cmdline").read_bytes():
+                return True
+    return False
 
 
 def skopeo(*arguments: str | Path) -> str:

@@ -126,6 +126,11 @@ def inside(engine: Engine, ref: str, script: str) -> str:
         ).decode()
 
 
+def count(engine: Engine, ref: str) -> int:
+    """What a job has counted to in its /count, once it has: it empties the file before it writes it."""
+    return int(inside(engine, ref, "until grep . /count 2> /dev/null; do sleep 0.01; done"))
+
+
 def until(engine: Engine, ref: str, text: bytes, number: int = 0) -> None:
     """Read a session's output until it has all of ``text``."""
     seen = b""

@@ -140,6 +140,7 @@ def taken_through(engine: Engine, route: Route, set_up: SetUp, names: Sequence[s
     """What became of each of them on a route. Nothing of it is left on the host."""
     before = leftovers.count()
     outcomes = together(engine, route, set_up, names)
+    engine._root.await_removals()
     found = leftovers.difference(before, leftovers.settled(before))
     assert not found, "\n".join(found)
     return outcomes

@@ -13,7 +13,7 @@ from pathlib import Path
 import leftovers
 import pytest
 from remains import killed
-from roots import inside, shell, wait_for
+from roots import count, inside, shell, wait_for
 from worlds import checked, whole
 
 from engine import Engine, JobSpec, JobState, Limits, Pool
@@ -27,14 +27,8 @@ COUNTS = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done"
 
 def paused(engine: Engine, mode: Mode) -> str:
     engine.run(shell(COUNTS, name="a"))
-    count(engine)
+    count(engine, "a")
     return engine.pause("a", mode=mode).snapshot
-
-
-def count(engine: Engine, name: str = "a") -> int:
-    """Once it counts."""
-    wait_for(lambda: inside(engine, name, "cat /count || true").strip())
-    return int(inside(engine, name, "until test -s /count; do :; done; cat /count"))
 
 
 def goes_on(engine: Engine, name: str = "a") -> None:
@@ -225,7 +219,7 @@ def test_a_job_of_another_kind_begins_without(engine: Engine, fields: dict[str, 
         ready = filled(pooled, 1)
         assert pooled.run(shell(COUNTS, name="a", **fields)).id not in ready
         assert filled(pooled, 1) == ready
-        assert count(pooled) > 0
+        assert count(pooled, "a") > 0
 
 
 def test_slots_have_the_limits_of_their_pool(engine: Engine) -> None:
@@ -253,7 +247,7 @@ def test_a_slot_that_was_taken_down_from_outside_is_none(engine: Engine) -> None
         (group(pooled, job_id) / "cgroup.kill").write_text("1")
         wait_for(lambda: not waiting(pooled, job_id))
         pooled.run(shell(COUNTS, name="a"))
-        assert count(pooled) > 0
+        assert count(pooled, "a") > 0
 
 
 def test_an_engine_that_is_closed_leaves_nothing_of_it(engine: Engine) -> None:

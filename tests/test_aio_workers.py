@@ -18,6 +18,11 @@ from engine.aio.workers import Pull, Workers
 from engine.errors import WrongState
 
 
+async def until(*events: threading.Event) -> None:
+    for event in events:
+        assert await asyncio.to_thread(event.wait, 30)
+
+
 def test_no_more_threads_than_were_asked_for() -> None:
     at_once, most = set(), 0
 
@@ -25,7 +30,7 @@ def test_no_more_threads_than_were_asked_for() -> None:
         nonlocal most
         at_once.add(threading.get_ident())
         most = max(most, len(at_once))
-        barrier.wait(10)
+        barrier.wait(30)
 
     barrier = threading.Barrier(3)
 
@@ -54,13 +59,18 @@ def test_context_variables_go_along() -> None:
 
 
 def test_a_call_that_waits_for_its_turn_can_be_taken_back() -> None:
-    go, done = threading.Event(), []
+    begun, go, done = threading.Event(), threading.Event(), list[str]()
+
+    def first_call() -> None:
+        begun.set()
+        if go.wait(30):
+            done.append("first")
 
     async def main() -> None:
         workers = Workers(1)
-        first = asyncio.create_task(workers.call(lambda: done.append("first") if go.wait(10) else None))
+        first = asyncio.create_task(workers.call(first_call))
         second = asyncio.create_task(workers.call(lambda: done.append("second")))
-        await asyncio.sleep(0.01)
+        await until(begun)
         first.cancel()
         second.cancel()
         assert await asyncio.gather(first, second, return_exceptions=True) != [None, None]
@@ -72,19 +82,25 @@ def test_a_call_that_waits_for_its_turn_can_be_taken_back() -> None:
 
 
 def test_what_nobody_waits_for_is_disposed_of_or_logged(caplog: pytest.LogCaptureFixture) -> None:
-    go, unwanted = threading.Event(), list[int]()
+    begun, go, unwanted = (threading.Event(), threading.Event()), threading.Event(), list[int]()
+
+    def give() -> int:
+        begun[0].set()
+        go.wait(30)
+        return 7
 
     def fail() -> int:
-        go.wait(10)
+        begun[1].set()
+        go.wait(30)
         raise WrongState("too late")
 
     async def main() -> None:
         workers = Workers(2)
         calls = [
-            asyncio.create_task(workers.call(lambda: go.wait(10) and 7, unwanted=unwanted.append)),
+            asyncio.create_task(workers.call(give, unwanted=unwanted.append)),
             asyncio.create_task(workers.call(fail)),
         ]
-        await asyncio.sleep(0.01)
+        await until(*begun)
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -115,7 +131,7 @@ def test_an_iterator_is_closed_while_it_is_drawn_from() -> None:
     def numbers() -> Any:
         try:
             there.set()
-            yield go.wait(10)
+            yield go.wait(30)
             yield 2
         finally:
             closed.set()
@@ -128,7 +144,7 @@ def test_an_iterator_is_closed_while_it_is_drawn_from() -> None:
     closing.start()
     go.set()
     for thread in (drawing, closing):
-        thread.join(10)
+        thread.join(30)
     assert closed.is_set()
     assert pull.some() == []
 

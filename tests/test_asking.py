@@ -223,7 +223,7 @@ def test_an_asker_that_is_killed_while_it_waits(engine: Engine) -> None:
     """The question goes with it, also in the midst of a resume: that is told, and no failure."""
     engine.run(shell(f"{ASK} --reason one & echo $! > /pid; wait $!; echo ended $?; sleep 1000", name="a"))
     asked(engine, "a")
-    inside(engine, "a", "kill $(cat /pid)")
+    inside(engine, "a", "until test -s /pid; do :; done; kill $(cat /pid)")
     wait_for(lambda: engine.asked("a") is None)
     until(engine, "a", b"ended 143\n")
     with pytest.raises(NotFound):
@@ -238,10 +238,10 @@ def test_an_asker_that_is_killed_while_it_waits(engine: Engine) -> None:
 
 
 def test_a_timeout_does_not_count_the_pause(engine: Engine) -> None:
-    engine.run(shell(f"{ASK} --timeout 3; echo status $?", name="a"))
+    engine.run(shell(f"{ASK} --timeout 10; echo status $?", name="a"))
     asked(engine, "a")
     engine.pause("a", mode="process")
-    time.sleep(4)  # the job's three seconds would be over
+    time.sleep(11)  # the job's ten seconds would be over
     engine.resume("a", answer=1)
     assert output(engine, "a") == "resumed 1\nstatus 0\n"
     engine.run(shell(f"{ASK} --timeout 1 2>&1; echo status $?", name="b"))

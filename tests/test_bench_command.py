@@ -37,6 +37,7 @@ root = pytest.mark.root
 
 
 def nothing_left(engine: Engine) -> None:
+    engine._root.await_removals()
     assert engine.jobs(ended=True) == []
     assert engine.snapshots() == []
     assert holders(engine) == []

@@ -81,10 +81,10 @@ def test_two_jobs_do_not_reach_each_other(engine: Engine) -> None:
     assert b is not None
     assert a.job != b.job
     inside(engine, "b", "nc -l -p 7000 -e cat > /dev/null 2>&1 &")
-    answer = f"echo hello | nc -w 1 {b.job} 7000 || echo refused"
-    assert inside(engine, "b", f"until netstat -lnt | grep -q :7000; do :; done; {answer}") == "hello\n"
+    answer = f"echo hello | nc -w {{}} {b.job} 7000 || echo refused"
+    assert inside(engine, "b", f"until netstat -lnt | grep -q :7000; do :; done; {answer.format(30)}") == "hello\n"
     inside(engine, "b", "nc -l -p 7000 -e cat > /dev/null 2>&1 &")
-    assert inside(engine, "a", answer) == "refused\n"
+    assert inside(engine, "a", answer.format(1)) == "refused\n"
 
 
 def test_a_fork_that_fails_takes_its_interface_away(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,9 +317,9 @@ def test_holes_are_not_read(tree: Path) -> None:
         file.truncate(1 << 43)
         file.seek(1 << 42)
         file.write(b"middle")
-    started = time.monotonic()
+    started = time.process_time()
     assert census.take(tree)[b"huge"].allocated == census.BLOCK
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

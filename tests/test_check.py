@@ -89,14 +89,14 @@ def cut_image(engine: Engine) -> str:
 def strayed_process(engine: Engine) -> str:
     engine.run(shell("sleep 1000", name="a"))
     pid = next(iter(pids(engine)))
-    (group,) = Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}/{engine.job('a').id}")
+    (group,) = Path(engine._root.host.unified, "serac", engine.config.name).glob(f"{engine.job('a').id}")
     top = next(place for place in (group, *group.parents) if (place.parent / "cgroup.procs").exists() is False)
     (top / "cgroup.procs").write_text(str(pid))
     return f"its process {pid} is in another control group"
 
 
 def pids(engine: Engine) -> list[int]:
-    (kill,) = Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}/*/cgroup.kill")
+    (kill,) = Path(engine._root.host.unified, "serac", engine.config.name).glob("*/cgroup.kill")
     return [int(pid) for pid in (kill.parent / "cgroup.procs").read_text().split()][-1:]
 
 
@@ -127,7 +127,7 @@ def strange_directories(engine: Engine) -> set[str]:
 
 def strange_group(engine: Engine) -> set[str]:
     engine.run(shell("sleep 1000", name="a"))
-    (kill,) = Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}/*/cgroup.kill")
+    (kill,) = Path(engine._root.host.unified, "serac", engine.config.name).glob("*/cgroup.kill")
     (kill.parent.parent / "0123456789ab").mkdir()
     return {"control group of job 0123456789ab"}
 
@@ -167,7 +167,7 @@ def died_after_a_pause(engine: Engine) -> set[str]:
 
 def died(engine: Engine) -> set[str]:
     engine.run(shell("sleep 1000", name="a"))
-    (kill,) = Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}/*/cgroup.kill")
+    (kill,) = Path(engine._root.host.unified, "serac", engine.config.name).glob("*/cgroup.kill")
     kill.write_text("1")
     wait_for(lambda: "populated 0" in (kill.parent / "cgroup.events").read_text())
     return {"job a"}

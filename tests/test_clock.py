@@ -10,7 +10,7 @@ from pathlib import Path
 
 import invariants
 import pytest
-from roots import inside, wait_for
+from roots import count, inside, wait_for
 from scenes import job
 
 from engine import Engine, JobState
@@ -56,8 +56,8 @@ def test_work_goes_on_when_the_clock_jumps_in_the_middle(engine: Engine, tmp_pat
         engine.snapshot_export(snapshot, os.fspath(tmp_path / "file"))
         assert engine.collect() == []
         engine.resume("a")
-        count = int(inside(engine, "a", "cat /count"))
-        wait_for(lambda: int(inside(engine, "a", "cat /count") or 0) > count)
+        before = count(engine, "a")
+        wait_for(lambda: count(engine, "a") > before)
         assert engine.stop("a", grace=20).state is JobState.EXITED
     assert engine.snapshot_import(os.fspath(tmp_path / "file")).id == snapshot
     with clock(-10 * DAY):

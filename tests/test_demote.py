@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from roots import inside, shell, until, wait_for
+from roots import count, inside, shell, until, wait_for
 
 from engine import Engine, JobState
 from engine.errors import Busy, Damaged, InUse, NotFound, WrongState
@@ -41,9 +41,9 @@ def test_a_cold_job_goes_on_as_if_it_were_warm(engine: Engine, mode: Mode) -> No
     resumed = engine.resume("a")
     assert (resumed.strategy, resumed.mode) == ("stack", mode)
     assert inside(engine, "a", "cat /other; ls /src; stat -c '%u:%g %h' /file") == "mine\n7:8 2\n"
-    before = int(inside(engine, "a", "cat /count"))
+    before = count(engine, "a")
     assert before >= 3 or mode == "filesystem"
-    wait_for(lambda: int(inside(engine, "a", "cat /count") or 0) > before)
+    wait_for(lambda: count(engine, "a") > before)
 
 
 def test_a_chain_gets_cold_as_a_whole(engine: Engine) -> None:

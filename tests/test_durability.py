@@ -9,6 +9,7 @@ import pytest
 from commands import Command, serac
 from remains import killed
 from roots import inside, shell, wait_for
+from test_background import ended
 
 from engine import Engine, JobState
 from engine.errors import Damaged, InvalidInput, NoSpace
@@ -71,6 +72,7 @@ def test_the_background_does_it(engine: Engine, monkeypatch: pytest.MonkeyPatch)
     up(engine)
     snapshot = engine.pause("a", durability="fast").snapshot
     wait_for(lambda: engine.snapshot(snapshot).unflushed is None)
+    ended(engine)
 
 
 def test_what_the_host_took_along_is_not_resumed(engine: Engine) -> None:
@@ -123,3 +125,4 @@ def test_as_a_command(engine: Engine, serac: Command) -> None:
     with pytest.raises(InvalidInput):
         engine.pause("a", durability="none")  # type: ignore[arg-type]
     wait_for(lambda: engine.snapshot(engine.job("a").snapshot or "").unflushed is None)
+    ended(engine)

@@ -43,11 +43,11 @@ def layout(tmp_path: Path, lower_tree: Path) -> Callable[..., str]:
 
 
 def test_an_image_becomes_a_snapshot(engine: Engine, layout: Callable[..., str]) -> None:
-    source = layout("--config.entrypoint=/bin/sh", "--config.entrypoint=-c", "--config.cmd=pwd; echo $A; exec sleep 9",
+    source = layout("--config.entrypoint=/bin/sh", "--config.entrypoint=-c", "--config.cmd=pwd; echo $A; sleep 1000",
                     "--config.env=A=b", "--config.workingdir=/src", "--config.label=mr=42")  # fmt: skip
     snapshot = engine.snapshot_import(source)
     assert (snapshot.mode, snapshot.pinned, snapshot.labels) == ("filesystem", True, {"mr": "42"})
-    assert snapshot.spec.argv == ("/bin/sh", "-c", "pwd; echo $A; exec sleep 9")
+    assert snapshot.spec.argv == ("/bin/sh", "-c", "pwd; echo $A; sleep 1000")
     job = engine.fork(snapshot.id, name="f").job
     until(engine, "f", b"/src\nb\n")
     assert engine.job(job).spec.labels == {"mr": "42"}

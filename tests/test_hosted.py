@@ -201,8 +201,9 @@ def test_a_timeout_leaves_the_work_going_on_and_the_same_call_waits_again(sandbo
         return sandboxes.pause(session, timeout, 0.1, request_id="p")
 
     with held("pause.seal:before") as there:
+        sandboxes.pause_async(session, 60, 0.1, request_id="p")
+        assert there.wait(60)
         late = pause(0.5)
-        assert there.is_set()
         assert (late.success, late.error_code, late.status) == (False, "timeout", "PAUSING")
         assert "0.5 seconds" in late.error_message
         assert pause(0.2).error_code == "timeout"
@@ -213,18 +214,17 @@ def test_a_timeout_leaves_the_work_going_on_and_the_same_call_waits_again(sandbo
 def test_a_call_waits_for_what_another_engine_does(sandboxes: Sandboxes) -> None:
     session = made(sandboxes)
     directory = sandboxes.engine.config.root / "jobs" / session.session_id
-    with Sandboxes(sandboxes.engine.config.root, timeout=0.1) as hasty, ThreadPoolExecutor() as pool:
+    root = sandboxes.engine.config.root
+    with Sandboxes(root, timeout=0.1) as hasty, ThreadPoolExecutor() as pool:
         with store.locked(directory, timeout=1):
-            late = hasty.pause(session, 0.4, 0.05, request_id="p")
-            assert (late.error_code, late.status) == ("timeout", "RUNNING")
             assert hasty.delete(session, 0.3, 0.05).error_code == "busy"
-            command = pool.submit(session.command.execute_command, "echo ran", 30)
+            command = pool.submit(session.command.execute_command, "echo ran", 60)
         assert command.result().output == "ran\n"
-    with Sandboxes(sandboxes.engine.config.root, timeout=0.1) as hasty, ThreadPoolExecutor() as pool:
+    with Sandboxes(root, timeout=60) as patient:
         with store.locked(directory, timeout=1):
-            pausing = pool.submit(hasty.pause, session, 30, 0.05, request_id="q")
-            assert hasty.pause(session, 0.4, 0.05, request_id="q").error_code == "timeout"
-        assert pausing.result().status is Status.PAUSED
+            late = patient.pause(session, 0.4, 0.05, request_id="q")
+            assert (late.error_code, late.status) == ("timeout", "RUNNING")
+        assert patient.pause(session, 60, 0.05, request_id="q").status is Status.PAUSED
 
 
 # answers to what can't be

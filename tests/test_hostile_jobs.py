@@ -21,7 +21,7 @@ from engine.errors import InvalidInput, NoSpace, ProtocolError, SeracError
 
 pytestmark = pytest.mark.root
 
-PATIENCE = 20
+PATIENCE = 120
 """seconds; what takes longer hangs"""
 GROWTH_MAX = 100 << 10
 """kilobytes"""

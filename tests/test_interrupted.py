@@ -39,7 +39,7 @@ def killed(engine: Engine, verb: str, place: str) -> None:
     """Call a verb in an engine of its own that is killed at ``place``."""
     script = f"import sys; from engine import Engine\nwith Engine(sys.argv[1], timeout=30) as engine: {verb}"
     command = [sys.executable, "-c", script, os.fspath(engine.config.root)]
-    done = subprocess.run(command, env={**os.environ, "SERAC_FAULT": place}, timeout=60, check=False)
+    done = subprocess.run(command, env={**os.environ, "SERAC_FAULT": place}, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -193,6 +193,8 @@ def test_sessions_run_once_whoever_finishes_a_resume(engine: Engine, place: str)
     engine.start("a", SessionSpec(argv=("/bin/sh", "-c", "echo 2 >> /two; sleep 1000")))
     for name in ("/second", "/zero", "/two"):
         inside(engine, "a", f"until test -e {name}; do sleep 0.02; done")
+    for name in ("/zero", "/one", "/two"):
+        wait_for(lambda name=name: counted(engine, "a", name) == 1)
     engine.pause("a", mode="filesystem")
     job = engine.job("a").id
     killed(engine, "engine.resume('a')", place)
@@ -204,7 +206,7 @@ def test_sessions_run_once_whoever_finishes_a_resume(engine: Engine, place: str)
         assert other.job("a").pending == ()
     for name in ("/zero", "/one", "/two"):
         wait_for(lambda name=name: counted(engine, "a", name) == 2)
-    assert {status.id for status in engine.sessions("a") if status.running} == {0, 2}
+    wait_for(lambda: {status.id for status in engine.sessions("a") if status.running} == {0, 2})
     engine.pause("a", mode="filesystem")
     engine.resume("a")
     wait_for(lambda: counted(engine, "a", "/two") == 3)

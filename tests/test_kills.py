@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from plays import Cut, called, play, stage, sweep
+from roots import wait_for
 from scenes import SCENES, Scene
 
 from engine import Engine, JobState
@@ -23,14 +25,15 @@ pytestmark = pytest.mark.root
 
 VICTIMS = {
     "serac-launch": ("run-bridge", "resume-files", "resume-process", "pause-process", "fork-lazy", "copy-out-paused"),
-    "serac-init": ("run", "resume-files-stacked"),
+    "init": ("run", "resume-files-stacked"),
     "criu": ("pause-process", "resume-process-stacked", "take", "fork-process"),
     "serac-pager": ("resume-lazy", "fork-lazy"),
     "serac-guard": ("resume-lazy", "fork-lazy"),
 }
-"""program -> scenes in which it plays"""
+"""program -> scenes in which it plays; a job's init bears the digest of its program in its name"""
 DELAYS = (0, 2, 5, 10, 20, 40, 80)
 """milliseconds"""
+PAGERS = ("serac-pager", "serac-guard")
 CASES = [(victim, name) for victim, names in VICTIMS.items() for name in names]
 
 
@@ -45,8 +48,19 @@ def _ours(engine: Engine, process: Path) -> bool:
 def _found(engine: Engine, victim: str) -> Iterator[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ends while it is looked at
-            if (process / "comm").read_text().strip() == victim and _ours(engine, process):
+            name = (process / "comm").read_text().strip()
+            if (name == victim or (victim == "init" and name.startswith("init-"))) and _ours(engine, process):
                 yield int(process.name)
+
+
+def kill(pid: int) -> None:
+    """And see it gone. Raises ProcessLookupError where it is by now."""
+    handle = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        assert select.select([handle], [], [], 60)[0]
+    finally:
+        os.close(handle)
 
 
 def killing(victim: str, delay: int, before: set[int]) -> Cut:
@@ -61,7 +75,7 @@ def killing(victim: str, delay: int, before: set[int]) -> Cut:
                 for pid in set(_found(engine, victim)) - before:
                     time.sleep(delay / 1000)
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                        kill(pid)
                     return
 
         killer = threading.Thread(target=watch)
@@ -71,6 +85,8 @@ def killing(victim: str, delay: int, before: set[int]) -> Cut:
         finally:
             done.set()
             killer.join()
+        if victim in PAGERS:  # what becomes of the job is sure when both are gone
+            wait_for(lambda: not any(set(_found(engine, name)) - before for name in PAGERS))
         return ended.stdout if ended.returncode else None
 
     return act
@@ -80,7 +96,7 @@ def one(tree: Path, stage: Path, victim: str, name: str, delay: int) -> None:
     scene = SCENES[name]
     if scene.states and victim != "serac-launch":  # the job's own life may end with it, or its memory never come
         scene = scene._replace(states=scene.states | {JobState.FAILED, JobState.EXITED})
-    play(tree, stage, scene, killing(victim, delay, set()))
+    play(tree, stage, scene, killing(victim, delay, set()), mortal=victim == "init")
 
 
 @pytest.mark.parametrize(("victim", "name"), CASES)

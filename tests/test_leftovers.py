@@ -24,7 +24,9 @@ def test_descriptors_and_children_of_this_process_are_seen() -> None:
         "left behind in descriptors of this process: pipe"
     ] * 3
     assert any(f": {child.pid} " in line for line in found)
-    assert leftovers.difference(before, leftovers.count_own()) == []
+    left = leftovers.difference(before, leftovers.count_own())
+    # Programs of other tests come and go beside this one.
+    assert [line for line in left if " processes: " not in line or f" {child.pid} " in line] == []
 
 
 def test_what_is_gone_is_told_too() -> None:
@@ -48,7 +50,7 @@ def test_a_group_and_a_process_in_it_are_seen(group: Path) -> None:
         found = leftovers.count()
         sleeper.kill()
     assert os.fspath(group) in found["cgroups"]
-    assert f"{sleeper.pid} sleep S" in found["processes"]
+    assert f"{sleeper.pid} sleep" in found["processes"]
 
 
 @pytest.mark.root

@@ -85,10 +85,11 @@ def test_steps_go_on_at_the_first_one_not_completed(engine: Engine) -> None:
     snapshot = engine.snapshot(engine.pause("a", mode="filesystem").snapshot)
     assert snapshot.context.sessions[0].done == ("one",)
     forked = engine.fork(snapshot.id, name="b")
-    inside(engine, "b", "touch /go; killall sleep || true")
+    asleep = "until ps -o args | grep -qx 'sleep 1000'; do sleep 0.02; done"
+    inside(engine, "b", f"{asleep}; touch /go; killall sleep")
     assert engine.wait(forked.job, timeout=30).status != 0  # the sleep that step two waited for was killed
     engine.resume("a")
-    inside(engine, "a", "touch /go")
+    inside(engine, "a", f"{asleep}; touch /go")
     engine.pause("a", mode="filesystem")
     engine.resume("a")
     assert engine.wait("a", timeout=30).status == 0
@@ -275,7 +276,7 @@ def test_a_base_from_a_snapshot(engine: Engine) -> None:
 
 def test_a_killed_job_is_found_failed(engine: Engine) -> None:
     job = engine.run(shell("sleep 1000", name="a"))
-    (group,) = Path("/sys/fs/cgroup").glob(f"**/serac/*/{job.id}/cgroup.kill")
+    (group,) = Path(engine._root.host.unified, "serac").glob(f"*/{job.id}/cgroup.kill")
     group.write_text("1")
     assert engine.wait("a", timeout=30).state is JobState.FAILED
     assert not group.exists()
@@ -390,7 +391,7 @@ def text_of(engine: Engine, ref: str, path: str) -> str:
 
 
 def processes_of(engine: Engine, job_id: str) -> list[int]:
-    (group,) = Path("/sys/fs/cgroup").glob(f"**/serac/*/{job_id}/cgroup.procs")
+    (group,) = Path(engine._root.host.unified, "serac").glob(f"*/{job_id}/cgroup.procs")
     return [int(line) for line in group.read_text().split()]
 
 

@@ -200,9 +200,9 @@ def test_the_world_cannot_open_connections_to_a_job(jobs: Jobs, internet: Namesp
     job, address = jobs.start()
     internet.ip("route", "add", "10.213.0.0/16", "via", INTERNET_HOST)
     with job.serving(7001):
-        with socket.create_connection((address.job, 7001), timeout=5) as connection:
+        with socket.create_connection((address.job, 7001), timeout=30) as connection:
             assert connection.makefile().read() == address.gateway
-        assert internet.says(address.job, 7001) == "TimeoutError"
+        assert internet.says(address.job, 7001, patience=1) == "TimeoutError"
 
 
 @pytest.mark.root
@@ -222,11 +222,11 @@ def test_a_name_server_on_the_host_answers(jobs: Jobs) -> None:
     job, address = jobs.start()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((address.gateway, 0))
-        server.settimeout(10)
+        server.settimeout(30)
         with job.python(UDP_CLIENT, address.gateway, str(server.getsockname()[1])) as client:
             question, peer = server.recvfrom(100)
             server.sendto(b"answer to " + question, peer)
-            assert client.communicate(timeout=10)[0] == "answer to question\n"
+            assert client.communicate(timeout=30)[0] == "answer to question\n"
 
 
 @pytest.mark.root
@@ -234,7 +234,7 @@ def test_jobs_are_kept_apart(jobs: Jobs) -> None:
     first, _ = jobs.start()
     second, address = jobs.start()
     with second.serving(7002):
-        assert first.says(address.job, 7002) == "TimeoutError"
+        assert first.says(address.job, 7002, patience=1) == "TimeoutError"
         assert second.says(address.job, 7002) == address.job
 
 
@@ -244,7 +244,7 @@ def test_jobs_of_two_roots_are_kept_apart(jobs: Jobs) -> None:
     with Jobs(configured("/srv/second")) as others:
         second, address = others.start()
         with second.serving(7003):
-            assert first.says(address.job, 7003) == "TimeoutError"
+            assert first.says(address.job, 7003, patience=1) == "TimeoutError"
 
 
 @pytest.mark.root
@@ -256,7 +256,7 @@ def test_a_false_source_address_does_not_get_out(jobs: Jobs, internet: Namespace
         assert receiver.stdout.readline() == "listening\n"
         for source, text in (("10.99.0.1", "false"), (address.job, "true")):
             with job.python(UDP_SENDER, source, text, INTERNET_SERVER, "7004") as sender:
-                assert sender.wait(10) == 0
+                assert sender.wait(30) == 0
         assert receiver.stdout.readline() == "true\n"
 
 

@@ -351,11 +351,12 @@ def test_short_threads_leave_no_descriptors(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
 
     def round_of_threads() -> list[str]:
-        threads = [threading.Thread(target=lambda: engine.job("a")) for _ in range(100)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for _ in range(25):
+            threads = [threading.Thread(target=lambda: engine.job("a")) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         return sorted(re.sub(r"\[\d+\]", "", os.readlink(f"/proc/self/fd/{name}")) for name in descriptors())
 
     assert round_of_threads().count(os.fspath(engine.config.root / "catalog.sqlite")) <= 8

@@ -309,4 +309,6 @@ def by_another(engine: Engine, call: str) -> None:
 
 def events(engine: Engine, job_id: str) -> str:
     """Of a job's control group."""
-    return next(Path("/sys/fs/cgroup").glob(f"**/serac/{engine.config.name}/{job_id}/cgroup.events")).read_text()
+    return next(
+        Path(engine._root.host.unified, "serac", engine.config.name).glob(f"{job_id}/cgroup.events")
+    ).read_text()

@@ -13,7 +13,7 @@ import pytest
 from roots import inside, shell, until, wait_for
 from test_background import ended, idle
 
-from engine import Engine, JobState, SessionSpec
+from engine import Engine, JobState, SessionSpec, cgroup
 from engine.config import Supervise
 from engine.errors import Busy
 from engine.lifecycle import activity, processes
@@ -70,12 +70,16 @@ def waiting(engine: Engine, name: str, **fields: object) -> None:
 
 
 def quiet(engine: Engine, name: str) -> None:
-    """No client that is leaving, no CPU time from one look to the other."""
+    """No client that is leaving, no CPU time from one look to the other, and nobody who waits for a CPU."""
 
     def still() -> bool:
         first = activity.look(engine._root, engine.job(name))
         time.sleep(0.05)
-        return not first.clients and activity.look(engine._root, engine.job(name)) == first
+        asleep = all(
+            ") S " in Path(f"/proc/{pid}/stat").read_text()
+            for pid in cgroup.pids(engine._root.group_of(engine.job(name)))
+        )
+        return not first.clients and asleep and activity.look(engine._root, engine.job(name)) == first
 
     wait_for(still)
 
@@ -112,7 +116,7 @@ def test_all_the_way_down_and_back(engine: Engine, supervise: Watcher, clock: Cl
     assert way == [("freeze", "a", "ok"), ("pause", "a", "ok"), ("archive", "a", "ok")]
     snapshot = engine.snapshot(engine.job("a").snapshot or "")
     assert snapshot.mode == "process"
-    wait_for(lambda: engine.snapshot(snapshot.id).archive)
+    wait_for(lambda: engine.snapshot(snapshot.id).archive, patience=120)
     ended(engine)
     assert said(supervisor.tick()) == [("demote", "a", "ok")]
     assert supervisor.tick() == []
@@ -210,7 +214,7 @@ def test_what_fails_or_is_busy_keeps_nobody_from_the_others(engine: Engine, supe
     waiting(engine, "fails", net="host")
     for name in ("busy", "broken", "good"):
         waiting(engine, name)
-    supervisor = supervise(Supervise(freeze_after=0, pause_after=300, cpu=0, mode="process"))
+    supervisor = supervise(Supervise(freeze_after=0, pause_after=300, cpu=0.1, mode="process"))
     assert supervisor.tick() == []
     inside(engine, "broken", "mkdir -p /run/serac/ask; mkfifo /run/serac/awake; ln -s /dev/zero /run/serac/7.log")
     address = engine.config.run / "jobs" / engine.job("broken").id / "init.json"
@@ -344,7 +348,7 @@ def test_it_sees_to_it_that_what_is_due_is_archived(engine: Engine, supervise: W
     snapshot = engine.pause("a", archive="never").snapshot
     archiving.make_due(engine._root, snapshot)
     supervise().tick()
-    wait_for(lambda: engine.snapshot(snapshot).archive)
+    wait_for(lambda: engine.snapshot(snapshot).archive, patience=120)
     ended(engine)
 
 

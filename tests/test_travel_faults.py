@@ -82,7 +82,7 @@ def cramped(tmp_path: Path, small_tree: Path) -> Iterator[Engine]:
     """A root with ten megabytes to spare, or so."""
     with disk(tmp_path / "disk", 20 << 20, "ext4") as path:
         configure(path / "root")
-        with Engine(path / "root", timeout=30) as engine:
+        with Engine(path / "root", timeout=120) as engine:
             try:
                 engine.base_build("small", DirSource(path=small_tree))
                 yield engine
@@ -162,11 +162,11 @@ def test_an_engine_that_is_killed(engine: Engine, there: Engine, bare: Engine, t
     before = state(host)
     for place in BEFORE_COMMIT:
         killed(host, f"engine.snapshot_import({os.fspath(file)!r})", place)
-        with Engine(host.config.root, timeout=30):
+        with Engine(host.config.root, timeout=120):
             pass
         assert state(host) == before, place
     killed(host, f"engine.snapshot_import({os.fspath(file)!r})", "import.commit:after")
-    with Engine(host.config.root, timeout=30):
+    with Engine(host.config.root, timeout=120):
         works(host, snapshot)
 
 
@@ -207,7 +207,7 @@ def test_importers_at_once(engine: Engine, there: Engine, bare: Engine, with_bas
         except SeracError as error:
             ends.append(error)
 
-    with Engine(host.config.root, timeout=30) as second:
+    with Engine(host.config.root, timeout=120) as second:
         threads = [threading.Thread(target=take, args=(one,)) for one in (host, second, host, second)]
         for thread in threads:
             thread.start()
@@ -230,7 +230,7 @@ def test_processes_that_import_at_once(engine: Engine, bare: Engine, tmp_path: P
         engine.snapshot_export(snapshot, os.fspath(files[-1]), with_base=True)
     words = [Command(bare.config.root).words("snapshot", "import", os.fspath(file)) for file in files * 2]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in words]
-    assert [process.wait(60) for process in running] == [0] * 4
+    assert [process.wait(300) for process in running] == [0] * 4
     assert {snapshot.id for snapshot in bare.snapshots()} == {first, second}
     assert len(names(bare.config.root / "images")) == 2
     assert names(bare.config.root / "tmp") == set()

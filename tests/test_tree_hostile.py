@@ -87,7 +87,7 @@ cuts = st.integers(0, 60_000)
 bytes_put = st.tuples(st.integers(0, 60_000), st.binary(min_size=1, max_size=8) | st.just(bytes(64)))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(changes=st.lists(bytes_put, min_size=1, max_size=4), cut=st.none() | cuts)
 def test_no_bytes_do_anything_else(shared: Image, changes: list[tuple[int, bytes]], cut: int | None) -> None:
     good = bytes(shared.meta)

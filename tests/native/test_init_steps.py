@@ -20,7 +20,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture(autouse=True)
 def limit() -> Iterator[None]:
     """A test that waits for what never comes fails by itself, and what it started is ended."""
-    with initjob.time_limit(60):
+    with initjob.time_limit(300):
         yield
 
 

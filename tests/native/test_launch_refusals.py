@@ -183,7 +183,7 @@ def spec_program(sanitized: Path) -> Path:
     return sanitized / "serac-launch"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     records=st.lists(st.tuples(st.sampled_from(KEYS), BAD), max_size=12),
     noise=st.binary(max_size=30),

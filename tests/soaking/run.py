@@ -88,10 +88,12 @@ class Soak:
     def __init__(self, stage: Stage, seed: int) -> None:
         self.stage = stage
         self.chance = random.Random(seed)
+        self.ways = random.Random(f"ways {seed}")
+        """of its own, for how many the operations draw depends on what a killed one has come to"""
         self.counts: Counter[str] = Counter()
 
     def operation(self) -> None:
-        (way,) = self.chance.choices(list(WAYS), list(WAYS.values()))
+        (way,) = self.ways.choices(list(WAYS), list(WAYS.values()))
         op = self._choose()
         if way == "together":
             self._together(op)
