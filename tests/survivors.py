@@ -16,6 +16,7 @@ from screens import Screen
 from survival import Stood
 
 from engine import Engine, JobSpec, SessionSpec
+from engine.checkpoint import REASONS
 from engine.errors import CannotCheckpoint, CannotRestore, SeracError
 
 NOT_AT_ALL = Stood(0.0, 0.0)
@@ -46,6 +47,8 @@ class Place:
     def screen(self, number: int) -> Screen:
         return Screen(self.engine, self.job, number)
 
+
+PASSING = {name for name, reason in REASONS.items() if reason.passing}
 
 Outcomes = dict[str, str]
 """name -> OK, or what is wrong"""
@@ -81,10 +84,15 @@ class Group:
     def set_up(self) -> None:
         self._check = self._set_up(self.place, self._names)
 
-    def pause(self) -> str:
-        """The snapshot's id."""
+    def pause(self, tries: int = 5) -> str:
+        """The snapshot's id. What may have been refused for the moment alone is asked for again."""
         begun = time.monotonic()
-        snapshot = self.engine.pause(self.job, mode="process").snapshot
+        try:
+            snapshot = self.engine.pause(self.job, mode="process").snapshot
+        except CannotCheckpoint as error:
+            if error.reason not in PASSING or tries == 1:
+                raise
+            return self.pause(tries - 1)
         self._paused = time.monotonic()
         self.place = self.place.later(self.job, freezing=self._paused - begun)
         return snapshot
