@@ -83,7 +83,7 @@ class Attaching:
         Paths are strings, for their end counts: ``dir/.`` is the contents of ``dir``. Raises BadPath."""
         from engine.lifecycle import transfer
 
-        transfer.copy_in(self._root, recover.seen(self._root, ref), source, target)
+        transfer.copy_in(self._root, self._settled(ref, wait=False), source, target)
 
     @verb("copy_out", told=False)
     def copy_out(self, ref: str, source: str, target: str | BinaryIO) -> None:
@@ -91,7 +91,7 @@ class Attaching:
         host."""
         from engine.lifecycle import transfer
 
-        transfer.copy_out(self._root, recover.seen(self._root, ref), source, target)
+        transfer.copy_out(self._root, self._settled(ref, wait=False), source, target)
 
     def _attachable(self, ref: str, number: int, *, wait: bool) -> Job:
         job = self._settled(ref, wait=wait)
@@ -111,23 +111,20 @@ class Attaching:
         return connection
 
     def _settled(self, ref: str, *, wait: bool) -> Job:
-        """The job when nobody pauses or resumes it any more; ``wait``: when it runs, or has ended. One that is paused
-        may be so for `Engine.snapshot_take` alone, and one that runs may have sessions that are yet to be started."""
+        """The job when nobody pauses or resumes it any more, and what is to run in it was started; ``wait``: when it
+        runs, or has ended."""
         waits = {JobState.PAUSED, JobState.FROZEN} if wait else set()
         while True:
             job = recover.seen(self._root, ref)
-            if job.state is JobState.RUNNING and not job.pending:
-                return job
             if job.state in waits:
                 time.sleep(_GLANCE)
-                continue
-            with contextlib.suppress(*((Busy,) if wait else ())), self._root.locked(job.id):
-                pass  # whoever works on it holds the lock until it is done
-            job = recover.seen(self._root, job.id)
-            if job.state not in PASSING | waits:
+            elif job.state in PASSING or job.pending:
+                with contextlib.suppress(*((Busy,) if wait else ())), recover.taken(self._root, job.id):
+                    pass  # whoever works on it holds the lock until it is done
+            else:
                 return job
 
     def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:
-        job = recover.seen(self._root, ref)
+        job = self._settled(ref, wait=False)
         require(job, JobState.RUNNING, verb="exec in")
         return job, sessions.exec_session(job, self._root.catalog.base(job.base).env, spec)

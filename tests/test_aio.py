@@ -124,7 +124,7 @@ def test_a_cancelled_pause_that_fails_is_undone(engine: Engine, monkeypatch: pyt
         pausing.cancel()
         with monkeypatch.context() as patch:
 
-            def full(*_: object) -> None:
+            def full(*_: object, **__: object) -> None:
                 raise WrongState("not this time")
 
             patch.setattr(pause, "_commit", full)

@@ -11,11 +11,11 @@ import pytest
 from commands import Command, serac, up
 from hosting import held
 from initjob import held_back
-from roots import shell, until, wait_for
+from roots import inside, shell, until, wait_for
 from test_asking import ASK, asked
 from test_session_attached import COUNT, gapless, hang_up, watching
 
-from engine import Engine, SessionSpec, cgroup, session
+from engine import Engine, JobState, SessionSpec, cgroup, session
 from engine.lifecycle import processes
 
 __all__ = ["serac", "up"]  # fixtures
@@ -77,7 +77,7 @@ def take(engine: Engine) -> object:
 def test_who_attaches_in_the_midst_of_a_verb_waits_for_its_end(
     engine: Engine, verb: Callable[[Engine], object], place: str
 ) -> None:
-    """The job runs by then, but its command doesn't; or it is paused, but not for long."""
+    """The job runs by then, but its command doesn't; or its snapshot was taken, and it doesn't run as yet."""
     engine.run(shell("echo begun; sleep 1000", name="a"))
     until(engine, "a", b"begun\n")
     if verb is resume:
@@ -92,3 +92,25 @@ def test_who_attaches_in_the_midst_of_a_verb_waits_for_its_end(
         with attaching.result(60) as connection:
             assert connection.session == 0
         under_way.result(60)
+
+
+def test_a_job_whose_snapshot_is_taken_is_never_seen_paused(engine: Engine, tmp_path: Path) -> None:
+    """Who waits for its pause waits on, and what is run in it runs when it does."""
+    engine.run(shell("sleep 1000", name="a"))
+    with ThreadPoolExecutor() as pool:
+        with held("pause.release:before") as there:
+            under_way = pool.submit(take, engine)
+            assert there.wait(60)
+            assert engine.job("a").state is JobState.RESUMING
+            waiting = pool.submit(engine.wait, "a", JobState.PAUSED)
+            running = pool.submit(inside, engine, "a", "echo ran")
+            copying = pool.submit(engine.copy_out, "a", "/etc/passwd", os.fspath(tmp_path / "copy"))
+            for call in (waiting, running, copying):
+                with pytest.raises(TimeoutError):
+                    call.result(0.5)
+        assert running.result(60) == "ran\n"
+        copying.result(60)
+        under_way.result(60)
+        assert not waiting.done()
+        engine.pause("a", mode="filesystem")
+        assert waiting.result(60).pauses == 2

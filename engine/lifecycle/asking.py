@@ -31,10 +31,10 @@ KEPT_SIZE = 96 << 10
 
 
 def asked(root: Root, job: Job) -> Question | None:
-    """What the job asks, be it running or paused."""
+    """What the job asks, be it running or paused, or on its way back."""
     if job.state in LIVE:
         return question(root, job)
-    if job.state is not JobState.PAUSED or job.snapshot is None:
+    if job.state not in (JobState.PAUSED, JobState.RESUMING) or job.snapshot is None:
         return None
     try:
         return root.catalog.snapshot(job.snapshot).context.question

@@ -64,7 +64,8 @@ def dumped(root: Root, job: Job, begun: criu.Begun) -> Iterator[ProcessImage]:
         try:
             yield image
         finally:
-            if root.catalog.job_with(job.id).state is JobState.PAUSED:  # whatever broke the block off, it is committed
+            # Committed, whatever has broken the block off.
+            if root.catalog.job_with(job.id).state is not JobState.PAUSING:
                 failure.pop_all()
                 talk.conversation.agree()
         with step("pause.kill", job=job.id), contextlib.suppress(checkpoint.CriuGone, checkpoint.Refused, Timeout):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -50,12 +50,13 @@ def pause(
     ttl: float | None = None,
     durability: Durability = "full",
     request: str | None = None,
+    then: Literal[JobState.PAUSED, JobState.RESUMING] = JobState.PAUSED,
 ) -> PauseResult:
     """The caller holds the job's lock, as with every verb. ``state`` is the caller's JSON value from now on.
     ``archive``: what is not ``never`` leaves the snapshot due, and the caller archives it, or has it archived.
     ``ttl``: seconds that the snapshot is kept; None = as the root's policies have it.
     ``durability``: ``fast`` leaves 6 to the kernel and to `engine.lifecycle.flush`, and 7 isn't durable then.
-    ``request``: see `engine.lifecycle.requests`."""
+    ``request``: see `engine.lifecycle.requests`. ``then``: the row's state from 7 on, of a job that goes on at once."""
     requests.refuse_repeated(job, "pause", request)
     sessions.check_mode(mode)
     if durability not in get_args(Durability):
@@ -68,7 +69,7 @@ def pause(
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         try:
             stated, fast = state is not msgspec.UNSET, durability == "fast"
-            asked = _Asked(labels, due=archive != "never", ttl=ttl, fast=fast, stated=stated, request=request)
+            asked = _Asked(labels, archive != "never", ttl, fast, stated, request, then)
             snapshot = _cut(root, job, mode=mode, asked=asked, state=state)
         except BaseException:
             if undo(root, job):
@@ -97,6 +98,7 @@ class _Asked(NamedTuple):
     stated: bool
     """whether the caller gives the state"""
     request: str | None
+    then: JobState
 
 
 def _cut(root: Root, job: Job, *, mode: Mode, asked: _Asked, state: Any | msgspec.UnsetType) -> Snapshot:
@@ -120,7 +122,7 @@ def _with_files(root: Root, job: Job, *, asked: _Asked, reason: str | None) -> S
         cgroup.freeze(root.group_of(job), timeout=root.timeout)
     with step("pause.look", job=job.id):
         snapshot = _snapshot(root, job, asked=asked, reason=reason)
-    return _keep(root, job, snapshot)
+    return _keep(root, job, snapshot, then=asked.then)
 
 
 def _with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
@@ -143,7 +145,8 @@ def _once_with_processes(root: Root, job: Job, *, asked: _Asked) -> Snapshot:
         with step("pause.look", job=job.id):
             snapshot = _snapshot(root, job, asked=asked, reason=None)
         with dump.dumped(root, job, begun) as image:
-            return _keep(root, job, msgspec.structs.replace(snapshot, mode="process", image=image))
+            whole = msgspec.structs.replace(snapshot, mode="process", image=image)
+            return _keep(root, job, whole, then=asked.then)
 
 
 def _still(root: Root, job: Job) -> None:
@@ -159,14 +162,15 @@ def _still(root: Root, job: Job) -> None:
     raise Busy(f"clients keep coming to job {job.name}")
 
 
-def _keep(root: Root, job: Job, snapshot: Snapshot) -> Snapshot:
+def _keep(root: Root, job: Job, snapshot: Snapshot, *, then: JobState) -> Snapshot:
+    """Steps 5 to 7."""
     with step("pause.seal", job=job.id):
         layers.seal(root.layer(snapshot.layers[-1]), snapshot)
     if snapshot.unflushed is None:
         with step("pause.flush", job=job.id):
             flush.through(root, job=job)
     with step("pause.commit", job=job.id):
-        _commit(root, job, snapshot)
+        _commit(root, job, snapshot, then=then)
     return snapshot
 
 
@@ -247,11 +251,11 @@ def _moment(root: Root, job: Job) -> float:
     return max(now(), round(max(others, default=0.0) + 0.001, 3))
 
 
-def _commit(root: Root, job: Job, snapshot: Snapshot) -> None:
+def _commit(root: Root, job: Job, snapshot: Snapshot, *, then: JobState) -> None:
     top = snapshot.layers[-1]
     paused = msgspec.structs.replace(
         job,
-        state=JobState.PAUSED,
+        state=then,
         spec=snapshot.spec,
         layers=snapshot.layers,
         mounted=(),

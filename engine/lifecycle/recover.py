@@ -143,7 +143,8 @@ def _mend_passing(root: Root, job: Job) -> Job | None:
     if job.state is JobState.CREATED:
         remove.erase(root, job)
         return None
-    criu.settle(root, job, committed=False)
+    # Of a dump, which in a take is committed where the row says ``resuming``. A restore's criu dies with its engine.
+    criu.settle(root, job, committed=job.state is JobState.RESUMING)
     if job.state is JobState.PAUSING:
         before = JobState.FROZEN if job.frozen else JobState.RUNNING
         pause.undo(root, msgspec.structs.replace(job, state=before, frozen=False))

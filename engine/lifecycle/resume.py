@@ -138,7 +138,7 @@ def resume(root: Root, job: Job, how: How) -> ResumeResult:
 def _plan(root: Root, job: Job, how: How) -> Plan:
     """Raises CannotRestore, Damaged, HostLacks, InvalidInput, WrongState."""
     requests.refuse_repeated(job, "resume", how.request)
-    require(job, JobState.PAUSED, verb="resume")
+    require(job, JobState.PAUSED, JobState.RESUMING, verb="resume")  # the latter in the midst of a take
     snapshot = root.catalog.snapshot(job.snapshot or "")
     plan = Plan(snapshot, how, *ways(root, snapshot, how), answers=job.answers)
     if how.workdir is not None:

@@ -1,10 +1,11 @@
 """take: a snapshot of a job that runs on.
 
 It is a pause with the processes and a resume that stacks a new layer on what was sealed, so that the snapshot stays.
-The job notices that time has passed, and that its generation is another. What it asks it asks on.
+The job notices that time has passed, and that its generation is another. What it asks it asks on. Nobody sees it as
+paused in between: from the pause's commit on its row says ``resuming``, without an upper as yet.
 
-Killed before the pause's commit the job runs on without a snapshot; after it the job is paused to the snapshot, and a
-resume goes on. The same holds for a take that fails.
+Killed before that commit the job runs on without a snapshot; after it recover takes the resume back: the job is paused
+to the snapshot. The same holds for a take that fails.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def take(
     require(job, JobState.RUNNING, verb="take a snapshot of")
     began = time.perf_counter()
     paused = pause.pause(
-        root, job, mode="process", labels=labels, state=state, archive=archive, ttl=ttl, durability=durability
-    )
+        root, job, mode="process", labels=labels, state=state, archive=archive, ttl=ttl, durability=durability,
+        then=JobState.RESUMING,
+    )  # fmt: skip
     resumed = resume.resume(
         root, root.catalog.job_with(job.id), resume.How(mode="process", keep_tcp=True, keep=True, reply=False)
     )
