@@ -24,7 +24,8 @@ _TRIES = 100
 
 
 class Attaching:
-    """What needs an opened root and no more."""
+    """What needs an opened root and no more. What is done in a job waits for a pause or resume that is under way, and
+    raises Busy where that takes longer than the engine's timeout."""
 
     _root: Root
 

@@ -24,9 +24,9 @@ from engine.model import Event
 WRITER = """
 import sys
 from pathlib import Path
-from engine import journal
+import engine.journal
 from engine.journal import Journal
-journal.PATIENCE = 60.0
+engine.journal.PATIENCE = 60.0
 root, name, size_max, burst = sys.argv[1:]
 journal, number = Journal(Path(root), size_max=int(size_max)), 0
 while sys.stdin.readline():

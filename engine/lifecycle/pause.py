@@ -69,7 +69,8 @@ def pause(
     with record() as timings, root.intent(f"pause-{job.id}") as intent:
         try:
             stated, fast = state is not msgspec.UNSET, durability == "fast"
-            asked = _Asked(labels, archive != "never", ttl, fast, stated, request, then)
+            due = archive != "never"
+            asked = _Asked(labels, due=due, ttl=ttl, fast=fast, stated=stated, request=request, then=then)
             snapshot = _cut(root, job, mode=mode, asked=asked, state=state)
         except BaseException:
             if undo(root, job):
