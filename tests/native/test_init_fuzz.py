@@ -15,7 +15,7 @@ import pytest
 from initjob import InitJob
 
 from engine import session
-from engine.errors import NotFound
+from engine.errors import NotFound, WrongState
 from engine.model import SessionSpec
 from engine.session import Output
 from engine.session.protocol import HEAD, Message, Type, encode_records
@@ -82,7 +82,8 @@ def packet(rng: random.Random) -> bytes:
 
 
 def assault(job: InitJob, rng: random.Random) -> None:
-    """Send PACKETS packets over a handful of connections; one that init closed is replaced."""
+    """Send PACKETS packets over a handful of connections; one that init closed is replaced. The last packet
+    closes the door on whoever comes next."""
     peers: list[socket.socket] = []
     sent = 0
     while sent < PACKETS:
@@ -104,6 +105,9 @@ def assault(job: InitJob, rng: random.Random) -> None:
         peers = [each for each in peers if each.fileno() >= 0]
     for peer in peers:
         peer.close()
+    with job.raw() as peer, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        peer.recv(1 << 16)
+        peer.send(Message(type=Type.QUIESCE).encode())
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +118,11 @@ def limit() -> Iterator[None]:
 
 def end_all(job: InitJob, descriptors: int) -> None:
     """Until init has no more than so many. It may still be taking what closed connections had asked for: sessions come
-    while others are killed."""
+    while others are killed, and the door closes."""
 
     def ended() -> bool:
-        with job.connect() as control:
+        # A QUIESCE that comes to its turn turns away who waits at the door.
+        with contextlib.suppress(WrongState), job.connect() as control:
             for status in control.sessions():
                 with contextlib.suppress(NotFound):
                     control.signal(signal.SIGKILL, status.id)
