@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import msgspec
 
 from engine import session
-from engine.errors import Busy, Paused, WrongState
+from engine.errors import Paused, WrongState
 from engine.lifecycle import processes, recover, sessions
 from engine.lifecycle.root import Root, require
-from engine.model import PASSING, Job, JobState, SessionSpec, SessionStatus
+from engine.model import Job, JobState, SessionSpec, SessionStatus
 from engine.session import Connection, SessionEvent
 from engine.verbs import verb
 
-_GLANCE = 0.2
-"""seconds between two looks at a job that is to run again"""
 _TRIES = 100
 """connections to a job that runs which may be lost, each to a pause that failed"""
 
@@ -84,7 +80,7 @@ class Attaching:
         Paths are strings, for their end counts: ``dir/.`` is the contents of ``dir``. Raises BadPath."""
         from engine.lifecycle import transfer
 
-        transfer.copy_in(self._root, self._settled(ref, wait=False), source, target)
+        transfer.copy_in(self._root, recover.settled(self._root, ref), source, target)
 
     @verb("copy_out", told=False)
     def copy_out(self, ref: str, source: str, target: str | BinaryIO) -> None:
@@ -92,10 +88,10 @@ class Attaching:
         host."""
         from engine.lifecycle import transfer
 
-        transfer.copy_out(self._root, self._settled(ref, wait=False), source, target)
+        transfer.copy_out(self._root, recover.settled(self._root, ref), source, target)
 
     def _attachable(self, ref: str, number: int, *, wait: bool) -> Job:
-        job = self._settled(ref, wait=wait)
+        job = recover.settled(self._root, ref, wait=wait)
         if job.state is JobState.PAUSED:
             again = f"serac attach {job.name}" + (f" {number}" if number else "")
             raise Paused(f"job {job.name} was paused", hint=f"`serac resume {job.name}`, `{again}`")
@@ -111,21 +107,7 @@ class Attaching:
             raise
         return connection
 
-    def _settled(self, ref: str, *, wait: bool) -> Job:
-        """The job when nobody pauses or resumes it any more, and what is to run in it was started; ``wait``: when it
-        runs, or has ended."""
-        waits = {JobState.PAUSED, JobState.FROZEN} if wait else set()
-        while True:
-            job = recover.seen(self._root, ref)
-            if job.state in waits:
-                time.sleep(_GLANCE)
-            elif job.state in PASSING or job.pending:
-                with contextlib.suppress(*((Busy,) if wait else ())), recover.taken(self._root, job.id):
-                    pass  # whoever works on it holds the lock until it is done
-            else:
-                return job
-
     def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:
-        job = self._settled(ref, wait=False)
+        job = recover.settled(self._root, ref)
         require(job, JobState.RUNNING, verb="exec in")
         return job, sessions.exec_session(job, self._root.catalog.base(job.base).env, spec)

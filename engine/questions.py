@@ -26,8 +26,9 @@ class Questions:
 
     def listen(self, ref: str) -> Connection:
         """A connection to a running job on which `Connection.asked` gives the number of the question that is open, and
-        of each that is opened later. A pause ends it. Raises WrongState, ProtocolError."""
-        job = recover.seen(self._root, ref)
+        of each that is opened later. A pause ends it; one that is under way, or a resume, is waited for. Raises
+        WrongState, ProtocolError, Busy."""
+        job = recover.settled(self._root, ref)
         require(job, JobState.RUNNING, verb="listen to")
         connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
         try:

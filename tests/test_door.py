@@ -74,7 +74,7 @@ def take(engine: Engine) -> object:
 
 
 @pytest.mark.parametrize(("verb", "place"), [(resume, "resume.start:before"), (take, "pause.release:before")])
-def test_who_attaches_in_the_midst_of_a_verb_waits_for_its_end(
+def test_who_attaches_or_listens_in_the_midst_of_a_verb_waits_for_its_end(
     engine: Engine, verb: Callable[[Engine], object], place: str
 ) -> None:
     """The job runs by then, but its command doesn't; or its snapshot was taken, and it doesn't run as yet."""
@@ -86,10 +86,11 @@ def test_who_attaches_in_the_midst_of_a_verb_waits_for_its_end(
         with held(place) as there:
             under_way = pool.submit(verb, engine)
             assert there.wait(60)
-            attaching = pool.submit(engine.attach, "a")
-            with pytest.raises(TimeoutError):
-                attaching.result(1)
-        with attaching.result(60) as connection:
+            attaching, listening = pool.submit(engine.attach, "a"), pool.submit(engine.listen, "a")
+            for call in (attaching, listening):
+                with pytest.raises(TimeoutError):
+                    call.result(0.5)
+        with attaching.result(60) as connection, listening.result(60):
             assert connection.session == 0
         under_way.result(60)
 

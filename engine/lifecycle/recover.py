@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Container, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,9 @@ from engine.model import LIVE, PASSING, Job, JobState
 from engine.steps import step
 
 log = logging.getLogger("serac")
+
+_GLANCE = 0.2
+"""seconds between two looks at a job that is to run again"""
 
 
 @contextlib.contextmanager
@@ -59,6 +63,21 @@ def look(root: Root, job: Job) -> Job:
 def seen(root: Root, ref: str) -> Job:
     """Find a job, and give it as `look` does. Raises NotFound."""
     return look(root, root.catalog.job(ref))
+
+
+def settled(root: Root, ref: str, *, wait: bool = False) -> Job:
+    """The job when nobody pauses or resumes it any more, and what is to run in it was started; ``wait``: when it runs,
+    or has ended. Raises NotFound, and Busy where a verb takes longer than the root's timeout, but not with ``wait``."""
+    waits = {JobState.PAUSED, JobState.FROZEN} if wait else set()
+    while True:
+        job = seen(root, ref)
+        if job.state in waits:
+            time.sleep(_GLANCE)
+        elif job.state in PASSING or job.pending:
+            with contextlib.suppress(*((Busy,) if wait else ())), taken(root, job.id):
+                pass  # whoever works on it holds the lock until it is done
+        else:
+            return job
 
 
 def _left(job: Job) -> bool:

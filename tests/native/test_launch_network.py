@@ -18,6 +18,7 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 import launches
 import pytest
 from holds import LIMIT, holding
+from initjob import settle
 from launches import Record
 from namespaces import Namespace
 
@@ -96,6 +97,13 @@ def untouched(where: Namespace) -> bool:
     return where.nft("list", "ruleset") == "" and GUEST not in addresses(where)
 
 
+def packets(where: Namespace) -> int:
+    """The IPv4 packets that have come, be they dropped or not."""
+    lines = Path(f"/proc/{where.pid}/net/snmp").read_text().splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Ip: "))
+    return int(values[names.index("InReceives")])
+
+
 def test_what_is_done_and_said(job: Namespace, program: Path) -> None:
     job.ip("link", "set", "lo", "down")
     with holding(program, job, [*KEPT, ("up", "1")]) as held:
@@ -160,7 +168,9 @@ def test_what_comes_from_outside_is_dropped(job: Namespace, world: Namespace, pr
         outside.sendto(b"before", inside.getsockname())
         assert inside.recv(100) == b"before"
         with holding(program, job, KEPT) as held:
+            came = packets(job)
             outside.sendto(b"meanwhile", inside.getsockname())
+            settle(lambda: packets(job) > came)
             held.end()
         outside.sendto(b"after", inside.getsockname())
         assert inside.recv(100) == b"after"
