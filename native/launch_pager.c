@@ -1,6 +1,7 @@
 #include "launch_pager.h"
 
 #include "cleanup.h"
+#include "descriptor.h"
 #include "launch_space.h"
 
 #include <stdio.h>
@@ -47,24 +48,6 @@ static int all_restored(struct pager *pager) {
     return 0;
 }
 
-static int descriptor_take(int from) {
-    char byte;
-    union {
-        struct cmsghdr head;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec part = {&byte, 1};
-    struct msghdr message = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    int fd = -1;
-    if (recvmsg(from, &message, MSG_CMSG_CLOEXEC) != 1)
-        return -1;
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    if (head && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof fd))
-        memcpy(&fd, CMSG_DATA(head), sizeof fd);
-    return fd;
-}
-
 static int criu_ready(struct pager *pager, struct source *source) {
     int32_t word;
     ssize_t size = recv(source->fd, &word, sizeof word, MSG_WAITALL);
@@ -93,15 +76,7 @@ static int tasks_ready(struct pager *pager, struct source *source) {
 /* Who asks is criu in a process that it is about to turn into one of the job's (userfaultfd.c). */
 static int door_ready(struct pager *pager, struct source *source) {
     autoclose int client = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC);
-    union {
-        struct cmsghdr head;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control = {.head = {.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
-    struct iovec part = {"", 1};
-    struct msghdr message = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    memcpy(CMSG_DATA(&control.head), &pager->device, sizeof pager->device);
-    if (client < 0 || (sendmsg(client, &message, MSG_NOSIGNAL) < 0 && errno != EPIPE))
+    if (client < 0 || (descriptor_give(client, pager->device) < 0 && errno != EPIPE))
         return pager_fail(pager, "door");
     return 0;
 }

@@ -4,11 +4,12 @@
  * but a descriptor, and that is handed out at the door: a socket that only stands in the job's io directory while nothing
  * of the job runs (native/protocol.h, `serac-launch pages`).
  */
+#include "descriptor.h"
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <stdarg.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -23,29 +24,11 @@ __attribute__((constructor)) static void next_find(void) {
     *(void **)&next = dlsym(RTLD_NEXT, "syscall");
 }
 
-static int device_take(int door) {
-    char byte;
-    union {
-        struct cmsghdr head;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec part = {&byte, 1};
-    struct msghdr message = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    int device = -1;
-    if (recvmsg(door, &message, MSG_CMSG_CLOEXEC) != 1)
-        return -1;
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    if (head && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof device))
-        memcpy(&device, CMSG_DATA(head), sizeof device);
-    return device;
-}
-
 static int made_by_device(int flags) {
     struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = DOOR};
     int made = -1, device = -1, door = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (door >= 0 && connect(door, (struct sockaddr *)&address, sizeof address) == 0)
-        device = device_take(door);
+        device = descriptor_take(door);
     if (device >= 0)
         made = ioctl(device, USERFAULTFD_IOC_NEW, flags);
     int why = errno;

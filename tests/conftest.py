@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -28,8 +29,12 @@ REPO = Path(__file__).resolve().parents[1]
 SETUP_BIN = Path("/usr/local/lib/serac/bin")
 LOCK = Path("/run/lock/serac-tests")
 
-# How long an example takes is the machine's affair.
-settings.register_profile("serac", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A shell that starts the tests in the background has them ignore it, and what they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is the machine's affair. The examples are chosen by the code alone, so that who breaks
+# something sees it, and nobody else; --hypothesis-profile=default looks for new ones.
+settings.register_profile("serac", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("serac")
 
 
