@@ -242,24 +242,56 @@ def test_what_fails_or_is_busy_keeps_nobody_from_the_others(engine: Engine, supe
     goes_on(engine, "fails")
 
 
-def test_who_does_something_in_the_last_moment_is_left(engine: Engine, supervise: Watcher, clock: Clock) -> None:
+@contextlib.contextmanager
+def attached(engine: Engine, name: str) -> Iterator[None]:
+    with engine.attach(name):
+        yield
+
+
+@contextlib.contextmanager
+def holding_a_lease(engine: Engine, name: str) -> Iterator[None]:
+    """As init writes one down."""
+    (engine._root.io(engine.job(name).id) / "awake").write_bytes(b"until=0\0reason=deploys\0")
+    yield
+
+
+@pytest.mark.parametrize("deed", [attached, holding_a_lease])
+def test_who_does_something_in_the_last_moment_is_left(
+    engine: Engine,
+    supervise: Watcher,
+    clock: Clock,
+    deed: Callable[[Engine, str], contextlib.AbstractContextManager[None]],
+) -> None:
     """Between the look and the deed."""
     waiting(engine, "a")
     waiting(engine, "b")
     with contextlib.ExitStack() as stack:
 
-        def attach(done: Done) -> None:
-            other = {"a": "b", "b": "a"}[done.action.name]
+        def wake_the_other(done: Done) -> None:
             if done.outcome == "ok":
-                stack.enter_context(engine.attach(other))
+                stack.enter_context(deed(engine, {"a": "b", "b": "a"}[done.action.name]))
 
-        supervisor = supervise(report=attach)
+        supervisor = supervise(report=wake_the_other)
         supervisor.tick()
         clock.now += 300
         first, second = said(supervisor.tick())
         assert (first[2], second[2]) == ("ok", "busy")
         assert states(engine)[second[1]] == "running"
         assert [event.name for event in journal(engine)] == [first[1]]
+
+
+def test_who_has_its_answer_in_the_last_moment_is_left(engine: Engine, supervise: Watcher) -> None:
+    for name in ("a", "b"):
+        engine.run(shell(ASK, name=name))
+        wait_for(lambda name=name: activity.look(engine._root, engine.job(name)).question)
+
+    def answer_the_other(done: Done) -> None:
+        if done.outcome == "ok":
+            engine.answer({"a": "b", "b": "a"}[done.action.name], 1)
+
+    first, second = said(supervise(report=answer_the_other).tick())
+    assert (first[2], second[2]) == ("ok", "busy")
+    assert states(engine)[second[1]] == "running"
 
 
 def test_what_is_frozen_by_hand_and_thawed_counts_as_used(engine: Engine, supervise: Watcher, clock: Clock) -> None:

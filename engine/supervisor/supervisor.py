@@ -25,6 +25,7 @@ from engine.kernel import pressure
 from engine.lifecycle import activity, archiving, background, collect, demote, recover
 from engine.lifecycle.activity import Activity
 from engine.model import LIVE, Archiving, Job, JobState, Value
+from engine.session import RawQuestion
 from engine.supervisor import watch as watching
 from engine.supervisor.decide import Action, Facts, Pressure, decide
 from engine.supervisor.watch import Watch
@@ -205,11 +206,11 @@ class Supervisor:
         return Done(action=action)
 
     def _do(self, action: Action) -> None:
-        """Raises Busy where somebody works on the job, or it has done something since it was looked at."""
+        """Raises Busy where somebody works on the job, or it isn't any more what it was decided for: the actions before
+        may have taken minutes."""
         with recover.taken(self._root, action.job, timeout=0) as job:
             seen = activity.look(self._root, job) if job.state in LIVE else None
-            if not action.asked:
-                self._still_idle(job, seen)
+            self._still(action, job, seen)
         match action.verb:
             case "freeze":
                 self._engine.freeze(job.id)
@@ -234,15 +235,19 @@ class Supervisor:
         how = self._engine.config.settings.archive
         return "background" if how == "wait" else how
 
-    def _still_idle(self, job: Job, seen: Activity | None) -> None:
-        """Raises Busy."""
+    def _still(self, action: Action, job: Job, seen: Activity | None) -> None:
+        """Raises Busy where the job has gone another way, asks no more, or isn't idle any more."""
         watch = self._watches[job.id]
-        if watching.life_of(job) != watch.life or job.state != watch.state:
+        if watch.life != watching.life_of(job):
             raise Busy(f"job {job.name} isn't as it was")
-        if seen is None:
+        if action.asked:
+            if not _asks(watch, seen):
+                raise Busy(f"job {job.name} doesn't ask any more")
             return
-        if (seen.clients and job.state is JobState.RUNNING) or seen.trace != watch.trace:
-            raise Busy(f"job {job.name} isn't idle any more")
+        now = self._clock()
+        fresh = watching.observe(watch, job, seen, now=now, wall=self._wall(), cpu=self.settings.cpu)
+        if (fresh.state, fresh.since) != (watch.state, watch.since):
+            raise Busy(f"job {job.name} isn't idle any more: {fresh.last}")
 
     def _succeeded(self, action: Action, now: float) -> None:
         watch = msgspec.structs.replace(self._watches[action.job], failures=0)
@@ -281,15 +286,20 @@ class Supervisor:
         )
 
 
+def _asks(watch: Watch, seen: Activity | None) -> RawQuestion | None:
+    """What it asks and wasn't paused for before."""
+    return seen.question if seen is not None and seen.asked != watch.asked else None
+
+
 def _facts(job: Job, watch: Watch, seen: Activity | None, rows: collect.Rows) -> Facts:
-    asks = seen is not None and seen.question is not None and seen.asked != watch.asked
+    question = _asks(watch, seen)
     return Facts(
         job=job.id,
         name=job.name,
         state=job.state,
         watch=watch,
         pause_after=job.spec.pause_after,
-        question=seen.question.reason if asks and seen is not None and seen.question is not None else None,
+        question=question.reason if question is not None else None,
         rest=demote.rest(job, rows) if job.state is JobState.PAUSED else "local",
     )
 
