@@ -68,6 +68,8 @@ struct note {
     unsigned took[STEP_COUNT];
 };
 
+#define MASKS 4 /* files of proc that a job doesn't see */
+
 /* A mount namespace and the root directory in it; -1: not opened. */
 struct world {
     int namespace, root;
@@ -91,6 +93,8 @@ struct launch {
     struct world host; /* that the launcher came from */
     int *binds;        /* detached copies of the trees in `spec.binds` */
     int null;          /* the null device inside, or the host's where the job broke its own */
+    int masks[MASKS];  /* detached copies of it */
+    int proc, sys;     /* detached mounts */
     int listener;
     int lock;      /* the socket that owns the table; -1: none */
     size_t guests; /* of `spec.guests`, how many are on lo */
@@ -160,7 +164,6 @@ _Noreturn void pages_main(struct launch *launch);
 /* launch_mounts.c */
 int root_enter(struct launch *launch);
 int mounts_make(struct launch *launch);
-int host_leave(struct launch *launch);
 
 /* launch_network.c */
 int network_enter(struct launch *launch);

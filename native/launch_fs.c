@@ -60,9 +60,20 @@ int fs_idmap(int mount, int userns) {
     return mount_setattr(mount, "", AT_EMPTY_PATH, &change, sizeof change);
 }
 
-int fs_attach(int mount, const char *path) {
+static int path_find(const char *path) {
     struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_MAGICLINKS};
-    autoclose int target = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+    return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+}
+
+int fs_copy_inside(const char *path) {
+    autoclose int found = path_find(path);
+    if (found < 0)
+        return -1;
+    return open_tree(found, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+}
+
+int fs_attach(int mount, const char *path) {
+    autoclose int target = path_find(path);
     if (target < 0)
         return -1;
     return move_mount(mount, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);

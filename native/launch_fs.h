@@ -14,6 +14,9 @@ int fs_mount(const char *type, const struct pair *options, size_t count, unsigne
 /* A detached copy of the mount at `path`, from there downwards, without the mounts on top of it. */
 int fs_copy(const char *path);
 
+/* The same of a path of the job's, whose symbolic links are followed but for those of /proc. */
+int fs_copy_inside(const char *path);
+
 int fs_attributes(int mount, unsigned attributes);
 
 /* Show the ids of a detached copy through a user namespace. */

@@ -26,6 +26,13 @@ int launcher_await(struct launch *launch) {
     return 0;
 }
 
+/* Directories of the host's, to which a link of the job's would lead through /proc/self/fd. */
+static void host_forget(struct launch *launch) {
+    close_at_exit(&launch->host.namespace);
+    close_at_exit(&launch->host.root);
+    close_at_exit(&launch->cgroup);
+}
+
 /* Root in the job, without the groups and the session that were inherited from the host. */
 static int identity_take(struct launch *launch) {
     if (setgroups(0, NULL) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0 || setsid() < 0)
@@ -61,7 +68,7 @@ void job_main(struct launch *launch) {
         RUN(CLONE, identity_take), RUN(NETWORK, network_make),
         WAIT(CLONE, launcher_tell), /* the pid can be reported, the network be filled */
         WAIT(CLONE, launcher_await), /* the root is mounted */
-        RUN(SPEC, body_take), RUN(MOUNTS, root_enter), RUN(MOUNTS, mounts_make), RUN(MOUNTS, host_leave),
+        RUN(SPEC, body_take), RUN(MOUNTS, root_enter), RUN(MOUNTS, mounts_make),
         WAIT(CLONE, launcher_await), /* the network is filled */
         RUN(NETWORK, address_set),
         RUN(FILES, files_write), RUN(FILES, init_copy), RUN(FILES, socket_listen),
@@ -73,6 +80,7 @@ void job_main(struct launch *launch) {
     };
     /* clang-format on */
     launch->pid = 0;
+    host_forget(launch);
     for (int step = 0; step < STEP_COUNT; step++)
         launch->took[step] = 0;
     actions_run(launch, actions, sizeof actions / sizeof *actions);

@@ -276,7 +276,33 @@ def test_files_are_put_in(place: Place, program: Path) -> None:
     assert modes == [0o644, 0o755, 0o755]
 
 
-def test_init_stays_while_it_has_the_same_size(place: Place, launcher: Path) -> None:
+@pytest.mark.parametrize("userns", [True, False], ids=["private", "host"])
+@pytest.mark.parametrize("link", ["/../etc", "/proc/../../etc"])
+def test_links_of_the_job_end_in_its_own_root(place: Place, program: Path, link: str, userns: bool) -> None:
+    """Above it the host's tree lies while it is entered."""
+    assert Path("/etc/hostname").is_file()
+    (place.root / "job/upper/.serac").mkdir()
+    (place.root / "job/upper/.serac/empty").symlink_to(link)
+    done = place.launch(program, ["read /sys/firmware/hostname", "read /sys/firmware/layer"], userns=userns)
+    assert (done.status, done.answers) == (0, [str(-errno.ENOENT), "base"])
+
+
+def test_no_descriptor_of_the_launch_leads_out(place: Place, launcher: Path) -> None:
+    """A link of the job's through /proc is followed while files are put in; which number it needs the job can try."""
+    made = Path("/serac-test-made"), place.cgroup / "serac-test-made"
+    for number in range(40):
+        link = place.root / "job/upper/way"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"/proc/self/fd/{number}")
+        place.launch(launcher, userns=False, more=[("write", "/way/serac-test-made=x")])
+        place.launch(launcher, userns=False, more=[("write", "/way/serac-test-made/deep=x")])
+    there = [path for path in made if path.exists()]
+    for path in there:
+        subprocess.run(["rm", "-r", path], check=False)
+    assert there == []
+
+
+def test_init_stays_while_it_is_the_same(place: Place, launcher: Path) -> None:
     copied = place.root / "job/upper/.serac/init"
     assert place.launch(launcher).status == 0
     first = copied.stat()
@@ -285,6 +311,15 @@ def test_init_stays_while_it_has_the_same_size(place: Place, launcher: Path) -> 
     os.truncate(copied, 5)
     assert place.launch(launcher).status == 0
     assert (copied.stat().st_size, copied.stat().st_ino != first.st_ino) == (first.st_size, True)
+
+
+def test_init_that_the_job_wrote_itself_is_replaced(place: Place, launcher: Path) -> None:
+    assert place.launch(launcher).status == 0
+    copied = place.root / "job/upper/.serac/init"
+    with copied.open("r+b") as file:
+        file.write(b"#!/evil\n")
+    assert place.launch(launcher).status == 0
+    assert copied.read_bytes() == place.probe.read_bytes()
 
 
 def test_null_device_that_the_job_broke_is_replaced(place: Place, launcher: Path) -> None:

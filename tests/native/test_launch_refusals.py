@@ -139,9 +139,8 @@ def directory_for_init(place: Place) -> dict[str, object]:
 
 
 def text_for_init(place: Place) -> dict[str, object]:
-    (place.root / "job/upper/.serac").mkdir()
-    (place.root / "job/upper/.serac/init").write_bytes(b"x" * place.probe.stat().st_size)
-    (place.root / "job/upper/.serac/init").chmod(0o755)
+    place.probe = place.root / "text"
+    place.probe.write_text("no program")
     return {}
 
 
