@@ -19,15 +19,24 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+/* By which the job is killed, and is seen to go.  Opened while there is room: who runs out of descriptors needs them. */
+static int job_order = -1, job_events = -1;
+
+static int job_open(struct launch *launch) {
+    job_order = openat(launch->spec.group_fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
+    if (job_order < 0)
+        return fail(launch, "cgroup.kill");
+    job_events = openat(launch->spec.group_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
+    return job_events < 0 ? fail(launch, "cgroup.events") : 0;
+}
+
 /* Kill all of the job, and wait until nothing of it is left that could read a page. */
-static void job_end(struct launch *launch) {
+static void job_end(void) {
     char text[256] = "";
-    autoclose int order = openat(launch->spec.group_fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
-    autoclose int events = openat(launch->spec.group_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
-    if (order < 0 || events < 0 || write(order, "1", 1) != 1)
+    if (write(job_order, "1", 1) != 1)
         return;
-    while (pread(events, text, sizeof text - 1, 0) > 0 && !strstr(text, "populated 0")) {
-        struct pollfd changed = {.fd = events, .events = POLLPRI};
+    while (pread(job_events, text, sizeof text - 1, 0) > 0 && !strstr(text, "populated 0")) {
+        struct pollfd changed = {.fd = job_events, .events = POLLPRI};
         poll(&changed, 1, -1);
     }
 }
@@ -51,7 +60,7 @@ static _Noreturn void pager_main(struct launch *launch, int guard) {
     prctl(PR_SET_NAME, "serac-pager");
     if (pager_run(&pager) == 0)
         _exit(0);
-    job_end(launch);
+    job_end();
     status_write(launch, "failed", pager.why);
     _exit(1);
 }
@@ -69,7 +78,7 @@ static void pager_await(struct launch *launch, pid_t pager) {
     if (WIFEXITED(status))
         return;
     snprintf(why, sizeof why, "the pager was killed by signal %d", WTERMSIG(status));
-    job_end(launch);
+    job_end();
     status_write(launch, "failed", why);
 }
 
@@ -118,7 +127,7 @@ void pages_main(struct launch *launch) {
     /* clang-format off */
     static const struct action actions[] = {
         WAIT(CLONE, launcher_tell), /* it lives */
-        RUN(PAGES, device_open), RUN(PAGES, host_detach),
+        RUN(PAGES, device_open), RUN(PAGES, job_open), RUN(PAGES, host_detach),
         WAIT(CLONE, launcher_tell), /* it is ready */
         WAIT(CLONE, launcher_await), /* it is in its cgroup */
         RUN(PAGES, pager_start),
