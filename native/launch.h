@@ -192,6 +192,7 @@ int uts_enter(struct launch *launch);
 int hostname_set(struct launch *launch);
 int descriptors_place(struct launch *launch);
 int signals_reset(struct launch *launch);
+int keyring_make(struct launch *launch);
 int privileges_drop(struct launch *launch);
 int limit_parse(const char *text, int *resource, unsigned long long *soft, unsigned long long *hard);
 

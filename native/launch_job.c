@@ -73,7 +73,7 @@ void job_main(struct launch *launch) {
         RUN(NETWORK, address_set),
         RUN(FILES, files_write), RUN(FILES, init_copy), RUN(FILES, socket_listen),
         RUN(SANDBOX, hostname_set), RUN(SANDBOX, descriptors_place), RUN(SANDBOX, signals_reset),
-        RUN(SANDBOX, privileges_drop),
+        RUN(SANDBOX, keyring_make), RUN(SANDBOX, privileges_drop),
         WAIT(CLONE, launcher_tell),
         WAIT(CLONE, launcher_await), /* cgroups are joined, limits are set */
         RUN(SANDBOX, filter_load), RUN(EXEC, init_execute),

@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/keyctl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -64,6 +65,14 @@ int signals_reset(struct launch *launch) {
     for (int number = 1; number < NSIG; number++)
         signal(number, SIG_DFL);
     return sigprocmask(SIG_SETMASK, &none, NULL) < 0 ? fail(launch, "signals") : 0;
+}
+
+/* What the host's session has keys for is not the job's.  Only who may ask for keys needs one of its own: a user has no more
+ * than some two hundred. */
+int keyring_make(struct launch *launch) {
+    if (!(launch->spec.allow & 1u << GROUP_KEYRING))
+        return 0;
+    return syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 ? fail(launch, "keyring") : 0;
 }
 
 static int bounding_cut(void) {

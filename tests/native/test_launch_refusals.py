@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import platform
@@ -210,6 +211,7 @@ CALLS = {
 }
 """x86-64: number, what a job gets, the word that lifts it; each is called with -1 for all arguments"""
 ONES = " -1" * 6
+KEYCTL, GET_KEYRING_ID, JOIN_SESSION_KEYRING, SESSION_KEYRING = 250, 0, 1, -3
 on_x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86-64")
 
 
@@ -237,6 +239,18 @@ def test_denial_is_lifted_by_its_word_alone(place: Place, launcher: Path, name: 
     others = [f"call {n}{ONES}" for n, _, other in CALLS.values() if other != word]
     done = place.launch(launcher, others, more=[("allow", word)])
     assert done.answers == [str(-wrong) for _, wrong, other in CALLS.values() if other != word]
+
+
+@on_x86_64
+@pytest.mark.parametrize("userns", [True, False], ids=["private", "host"])
+def test_a_job_that_may_have_keys_has_none_of_the_hosts(place: Place, launcher: Path, userns: bool) -> None:
+    """A session's keyring goes along to whatever is started in it."""
+    libc = ctypes.CDLL(None)
+    assert libc.syscall(KEYCTL, JOIN_SESSION_KEYRING, None) > 0
+    ours = libc.syscall(KEYCTL, GET_KEYRING_ID, SESSION_KEYRING, 0)
+    question = f"call {KEYCTL} {GET_KEYRING_ID} {SESSION_KEYRING} 0"
+    done = place.launch(launcher, [question], userns=userns, more=[("allow", "keyring")])
+    assert 0 < int(done.answers[0]) != ours
 
 
 @on_x86_64
