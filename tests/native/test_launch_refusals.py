@@ -287,10 +287,11 @@ def test_other_architectures_are_no_way_around(place: Place, launcher: Path) -> 
     x32 = 0x40000000
     asked = [f"call {x32 + 39}", f"call {x32 + 165}{ONES}"]
     narrow = ["call32 21 0 0 0", "call32 425 0 0", "call32 310 0x10000000", "call32 136 0x40000", "call32 20"]
-    done = place.launch(launcher, [*asked, *narrow])
+    done = place.launch(launcher, [*asked, *narrow, "call32 102 1 0"])
     assert done.answers[:2] == [str(-errno.ENOSYS)] * 2
     assert done.answers[2:6] == [str(-error) for error in (errno.EPERM, errno.ENOSYS, errno.EPERM, errno.EPERM)]
     assert done.answers[6] == "1"
+    assert done.answers[7] == str(-errno.EAFNOSUPPORT), "which family socketcall(SYS_SOCKET) asks for can't be seen"
 
 
 def test_image_is_mounted_and_unmounted(place: Place, program: Path) -> None:
