@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -179,6 +180,42 @@ def test_cp_takes_and_gives_tar_streams(serac: Command, up: str) -> None:
         content = archive.extractfile(found)
         assert content is not None
         assert (found.name, content.read()) == ("hello", b"hi")
+
+
+@pytest.mark.parametrize("state", ["running", "paused"])
+def test_cp_out_says_what_is_wrong_on_the_host(serac: Command, up: str, state: str) -> None:
+    serac.good("exec", up, "--", "sh", "-c", "head -c 4000000 /dev/zero > /big")
+    if state == "paused":
+        serac.good("pause", up, "--mode", "filesystem")
+    status, lines = serac.error("cp", f"{up}:/big", "/no/such/x")
+    assert (status, lines[0]) == (216, "serac: copy to /no/such/x: No such file or directory (/no/such)")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(serac.words("cp", f"{up}:/big", "-"), stdout=full, stderr=subprocess.PIPE, check=False)
+    lines = done.stderr.decode().splitlines()
+    assert (done.returncode, len(lines), lines[0]) == (213, 2, "serac: copy: No space left on device")
+    with subprocess.Popen(
+        serac.words("cp", f"{up}:/big", "-"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1000)
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, b"")
+
+
+def test_cp_in_says_what_is_wrong_on_the_host(serac: Command, up: str, tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir()
+    os.mknod(tmp_path / "dir/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    assert serac.error("cp", str(tmp_path / "dir"), f"{up}:/tmp") == (
+        216,
+        ["serac: dir/null is a device", "hint: copy files and directories"],
+    )
+    with open("/proc/self/mem", "rb") as unreadable:
+        done = subprocess.run(
+            serac.words("cp", "-", f"{up}:/tmp"), stdin=unreadable, stderr=subprocess.PIPE, check=False
+        )
+    lines = done.stderr.decode().splitlines()
+    assert (len(lines), lines[0]) == (2, "serac: copy: Input/output error")
 
 
 def test_bases(serac: Command, small_tree: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from argparse import Namespace
@@ -19,7 +20,8 @@ def add(verbs: Verbs) -> None:
     parser = verbs.add(
         "cp", cp, "copy files and directories into a job or out of it",
         more="One side is JOB:/absolute/path, the other a local path or - for a tar stream. "
-        "Links in the job are never followed out of its root. Works on running and frozen jobs.",
+        "Links in the job are never followed out of its root. The job must run; files come out of one that is paused "
+        "or has ended too.",
         examples="serac cp ./src build:/src\n"
         "serac cp build:/src/out.tar.gz .\n"
         "tar c src | serac cp - build:/work\n"
@@ -35,11 +37,12 @@ def cp(args: Namespace, out: Output) -> int:
         raise InvalidInput("one side must be in a job, the other one here", hint="serac cp SRC JOB:/path")
     if source is not None and args.target == "-":
         check_stream(out, "pipe it: serac cp JOB:/path - | tar t")
-    with open_engine(args) as engine:
+    with open_engine(args) as engine, contextlib.ExitStack() as stack:
         if target is not None:
             engine.copy_in(target[0], sys.stdin.buffer if args.source == "-" else args.source, target[1])
         elif source is not None:
-            engine.copy_out(source[0], source[1], sys.stdout.buffer if args.target == "-" else args.target)
+            to = stack.enter_context(out.stream()) if args.target == "-" else args.target
+            engine.copy_out(source[0], source[1], to)
     if out.json:
         out.document({"source": args.source, "target": args.target})
     return 0

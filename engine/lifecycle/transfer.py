@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from engine import copy, session
-from engine.errors import BadPath, InvalidInput, SeracError
+from engine.errors import BadPath, InvalidInput, ProtocolError, SeracError, from_os
 from engine.lifecycle import chains, processes
 from engine.lifecycle.root import Root, require
 from engine.model import Job, JobState, SessionSpec
@@ -28,7 +28,7 @@ def copy_in(root: Root, job: Job, source: str | BinaryIO, target: str) -> None:
     require(job, JobState.RUNNING, verb="copy into")
     if isinstance(source, str) and not os.path.lexists(source):
         raise InvalidInput(f"{source}: no such file or directory", hint="the source must exist")
-    with _worker(root, job, ("unpack", target), feed=True) as stream:
+    with _translated(), _worker(root, job, ("unpack", target), feed=True) as stream:
         if isinstance(source, str):
             copy.pack_host(source, stream)
         else:
@@ -36,12 +36,23 @@ def copy_in(root: Root, job: Job, source: str | BinaryIO, target: str) -> None:
 
 
 def copy_out(root: Root, job: Job, source: str, target: str | BinaryIO) -> None:
-    """``target``: a path of the host, or where a tar stream goes. Raises BadPath."""
-    with _packed(root, job, source) as stream:
+    """``target``: a path of the host, or where a tar stream goes. Raises BadPath, NoSpace."""
+    with _translated(), _packed(root, job, source) as stream:
         if isinstance(target, str):
             copy.unpack_host(stream, target, outward_links=True)
         else:
             shutil.copyfileobj(stream, target)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """A reader that went away is no error of ours: BrokenPipeError goes through."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise from_os(error, "copy") from error
 
 
 @contextlib.contextmanager
@@ -58,7 +69,8 @@ def _packed(root: Root, job: Job, source: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _worker(root: Root, job: Job, arguments: tuple[str, ...], *, feed: bool) -> Iterator[BinaryIO]:
-    """The host's end of the worker's input (``feed``) or output; what went wrong in the worker is what is raised."""
+    """The host's end of the worker's input (``feed``) or output. What went wrong first is what is raised: the other end
+    only saw the stream break."""
     with contextlib.ExitStack() as stack:
         ours, theirs = _pipe(stack, feed=feed)
         said, problems = _pipe(stack, feed=False)
@@ -72,14 +84,17 @@ def _worker(root: Root, job: Job, arguments: tuple[str, ...], *, feed: bool) -> 
         try:
             yield ours
             ours.close()
-        except (SeracError, BrokenPipeError) as error:
+        except (SeracError, OSError) as error:
             failure = error
             with contextlib.suppress(BrokenPipeError):
                 ours.close()
-        _check(connection, said, failure)
+        _check(connection, said, failure, broken=BrokenPipeError if feed else ProtocolError)
 
 
-def _check(connection: Connection, said: BinaryIO, failure: Exception | None) -> None:
+def _check(connection: Connection, said: BinaryIO, failure: Exception | None, *, broken: type[Exception]) -> None:
+    """``broken``: how our end sees that the worker's is gone."""
+    if failure is not None and not isinstance(failure, broken):
+        raise failure
     exits = [event.exit for event in connection.events() if isinstance(event, Exit)]
     if exits != [0]:
         lines = said.read(_PROBLEM_MAX).decode(errors="replace").splitlines()
