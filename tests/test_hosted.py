@@ -17,7 +17,7 @@ from hosting import answer, elsewhere, held, made, sandboxes
 from roots import wait_for
 
 from engine import Engine, JobSpec, JobState, store
-from engine.hosted import Sandboxes, Session, Status
+from engine.hosted import Sandboxes, Session, Status, changes
 
 pytestmark = pytest.mark.root
 __all__ = ["sandboxes"]  # a fixture
@@ -209,6 +209,23 @@ def test_a_timeout_leaves_the_work_going_on_and_the_same_call_waits_again(sandbo
         assert pause(0.2).error_code == "timeout"
     assert pause(30).status is Status.PAUSED
     assert sandboxes.engine.job(session.session_id).pauses == 1
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["waits", "awaits"])
+def test_a_timeout_calls_nothing_off_that_waits_for_its_turn(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, awaited: bool
+) -> None:
+    monkeypatch.setattr(changes, "WORKERS", 1)
+    with Sandboxes(engine.config.root, timeout=30) as sandboxes:
+        one, other = made(sandboxes), made(sandboxes)
+        with held("pause.seal:before"):
+            sandboxes.pause_async(one)
+            if awaited:
+                late = asyncio.run(outcome(sandboxes.pause_async(other, 0.2, 0.1, request_id="p")))
+            else:
+                late = sandboxes.pause(other, 0.2, 0.1, request_id="p")
+            assert (late.success, late.error_code, late.status) == (False, "timeout", "RUNNING")
+        assert sandboxes.pause(other, request_id="p").status is Status.PAUSED
 
 
 def test_a_call_waits_for_what_another_engine_does(sandboxes: Sandboxes) -> None:

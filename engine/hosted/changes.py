@@ -61,16 +61,24 @@ class Changes:
         with self._guard:
             future = self._under_way.get(asked.key)
             if future is None:
-                future = self._under_way[asked.key] = self._workers.submit(self._carry_out, asked)
+                future = Future()
+                future.set_running_or_notify_cancel()  # whoever stops waiting for it calls nothing off
+                self._workers.submit(self._carry_out, asked, future)
+                self._under_way[asked.key] = future
         return Call(asked, future)
 
-    def _carry_out(self, asked: Asked) -> ChangeResult:
+    def _carry_out(self, asked: Asked, future: Future[ChangeResult]) -> None:
         """In a thread."""
         try:
-            return self._persisted(asked)
-        finally:
-            with self._guard:
-                del self._under_way[asked.key]
+            try:
+                result = self._persisted(asked)
+            finally:
+                with self._guard:
+                    del self._under_way[asked.key]
+        except BaseException as error:  # is for those who wait
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
     def awaited(self, call: Call) -> ChangeResult:
         try:
