@@ -5,13 +5,14 @@ Features are probed, not versions. A probe that itself can't be made is a findin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine import tools
+from engine import store, tools
 from engine.config import Config
 from engine.errors import BadRoot, NotPrivileged, SeracError, Timeout, ToolFailed, ToolMissing, from_os
 from engine.kernel import userfaultfd
@@ -179,7 +180,11 @@ def _image_mount(config: Config, launch: Path | None) -> Finding:
     if launch is None:
         return Finding(name=title, ok=False, detail="not tried: serac-launch is not built", remedy="run scripts/setup")
     tmp = config.root / "tmp"
-    with tempfile.TemporaryDirectory(prefix="doctor.", dir=tmp if tmp.is_dir() else None) as name:
+    with contextlib.ExitStack() as stack:
+        there = tmp if tmp.is_dir() else None
+        if there is not None:  # nobody takes what is there for a crash's meanwhile
+            stack.enter_context(store.locked(there, timeout=30, shared=True))
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="doctor.", dir=there))
         report = _try_mount(Path(name), launch)
     remedy = "Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE"
     return _finding(title, not report, report or "an image was mounted and unmounted", remedy)

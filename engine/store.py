@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import logging
 import os
 import re
 import secrets
@@ -24,6 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.errors import Busy, from_os
+
+log = logging.getLogger("serac")
 
 SHALLOW, DEPTH = 256, 4
 """entries of a directory, and directories below each other, that are removed one by one; a used work directory of an
@@ -246,7 +249,10 @@ def sweeping(tmp: Path, *, anyway: bool = False) -> Iterator[Sweep]:
         sweep = Sweep(markers, due=due and bool(markers or anyway))
         yield sweep
         for marker in markers if sweep.complete else ():
-            remove_tree(marker)
+            try:
+                remove_tree(marker)
+            except OSError as error:  # it calls for the next sweep
+                log.warning("sweep: %s", error)
 
 
 def remove(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import doctor, launch, tools
+from engine import Engine, doctor, launch, tools
 from engine.config import Config
 from engine.errors import BadRoot, NotPrivileged, SeracError
 from engine.kernel.mountinfo import mounts
@@ -89,6 +90,37 @@ def test_without_the_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_without_serac_launch(tmp_path: Path) -> None:
     finding = examined(tmp_path, tried=False)["kernel: EROFS from a file"]
     assert (finding.ok, finding.remedy) == (False, "run scripts/setup")
+
+
+@pytest.mark.root
+def test_a_root_is_opened_while_it_is_examined(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launched(program: Path, verb: str, **fields: Path) -> str:
+        Engine(engine.config.root).close()
+        return launch_(program, verb, **fields)
+
+    launch_ = doctor._launch
+    monkeypatch.setattr(doctor, "_launch", launched)
+    finding = examined(engine.config.root)["kernel: EROFS from a file"]
+    assert finding.ok, finding
+    assert list((engine.config.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.root
+def test_a_root_is_opened_after_the_doctor_was_killed(engine: Engine) -> None:
+    code = """
+import os, signal, sys
+from engine import Engine, doctor
+launch = doctor._launch
+doctor._launch = lambda program, verb, **fields: (
+    launch(program, verb, **fields) if verb == "mount" else os.kill(os.getpid(), signal.SIGKILL)
+)
+Engine.doctor(sys.argv[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code, os.fspath(engine.config.root)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list((engine.config.root / "tmp").iterdir()) != []
+    Engine(engine.config.root).close()
+    assert list((engine.config.root / "tmp").iterdir()) == []
 
 
 @pytest.mark.root

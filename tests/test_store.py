@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -159,6 +160,22 @@ def test_a_sweep_is_due_after_a_crash_and_waits_for_whoever_works(tmp_path: Path
         assert sweep.markers
         sweep.complete = True
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_sweep_can_not_remove_calls_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(path: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", os.fspath(path))
+
+    (tmp_path / "crashed").mkdir()
+    monkeypatch.setattr(store, "remove_tree", fails)
+    for _ in range(2):
+        with store.sweeping(tmp_path) as sweep:
+            assert sweep.due
+            sweep.complete = True
+        assert "crashed" in caplog.text
+        caplog.clear()
 
 
 def test_a_tree_is_removed_however_deep_and_no_link_is_followed(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import msgspec
 
-from engine import cgroup, layers, store
+from engine import cgroup, launch, layers, store
 from engine.errors import Busy, NotFound, SeracError, WrongState, translated
+from engine.kernel.mountinfo import mounts
 from engine.lifecycle import asking, criu, images, lazy, mounting, observe, pause, processes, remove, resume, stop
 from engine.lifecycle.root import Root
 from engine.model import LIVE, PASSING, Job, JobState
@@ -179,7 +180,7 @@ def sweep(root: Root) -> bool:
     known = {layer.id: layer for layer in root.catalog.layers()}
     bases = {base.digest for base in root.catalog.bases()}
     slots = {job_id for job_id in _names(root.run_jobs) if store.held(root.run_job(job_id))}  # of engines that live
-    mounts = bases | mounting.wanted(root, jobs.values())
+    wanted = bases | mounting.wanted(root, jobs.values())
     images_alone = [layer.id for layer in known.values() if not layer.directory]
     # The record of a snapshot that is gone says nothing, but for a resume that may have to be taken back.
     may_return = {job.upper for job in jobs.values() if job.pending}
@@ -198,7 +199,8 @@ def sweep(root: Root) -> bool:
         *(partial(layers.unseal, root.layer(layer)) for layer in topless),
         *(partial(layers.drop_image, root.layer(layer)) for layer in imageless),
         *(partial(layers.drop_directory, root.layer(layer)) for layer in images_alone),
-        *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in mounts),
+        *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in wanted),
+        *(partial(launch.unmount, target, detach=True, timeout=root.timeout) for target in _mounted_below(root.tmp)),
         *_strange_directories((root.bases,), known=bases),
         *_strange_directories((root.images,), known=images.referenced(root)),
         *(
@@ -233,6 +235,12 @@ def _strange_groups(root: Root, jobs: Container[str]) -> Iterator[Callable[[], o
 def _strange_directories(places: tuple[Path, ...], *, known: Container[str]) -> Iterator[Callable[[], object]]:
     for place in places:
         yield from (partial(store.remove_tree, place / name) for name in _names(place) if name not in known)
+
+
+def _mounted_below(place: Path) -> list[Path]:
+    """What a doctor that was killed left there."""
+    above = Path(os.path.realpath(place))
+    return [Path(mount.target) for mount in mounts() if above in Path(mount.target).parents]
 
 
 def _names(place: Path) -> list[str]:
