@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -313,11 +314,24 @@ def test_a_tick_that_raises_leaves_no_thread(tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_leaves_no_thread(tmp_path: Path) -> None:
     before = threading.active_count()
     tree = made.directory(a=made.file(random.Random(2).randbytes(8 << 20)))
+    with room_for(5 << 20), pytest.raises(OSError, match="File too large"):
+        write_image(tree, tmp_path / "meta", tmp_path / "blob")
+    assert threading.active_count() == before
+
+
+def test_metadata_is_written_whole_or_an_error(tmp_path: Path) -> None:
+    tree = made.directory(**{name.decode(): made.file(b"") for name in names_of([255] * 100)})
+    write_image(tree, tmp_path / "meta", tmp_path / "blob")
+    with room_for((tmp_path / "meta").stat().st_size - 1), pytest.raises(OSError, match="File too large"):
+        write_image(tree, tmp_path / "cut", tmp_path / "beside")
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Bytes of a file, of which a write takes what there is room for, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
-            write_image(tree, tmp_path / "meta", tmp_path / "blob")
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert threading.active_count() == before

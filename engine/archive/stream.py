@@ -13,7 +13,6 @@ pieces, whatever the size.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -30,6 +29,7 @@ from engine.archive import manifest
 from engine.archive.image import BLOB, INDEX, INDEX_MAX, META, PIECE_SIZE, decode_image, pieces_of
 from engine.archive.manifest import MANIFEST_MAX, Manifest, Part
 from engine.errors import Damaged
+from engine.kernel.write import write_all
 from engine.model import Image
 from engine.store import sync_directory, sync_file
 
@@ -68,7 +68,7 @@ def write(out: BinaryIO, encoded: bytes, images: Iterable[Path], *, tick: Callab
                         done += size
                         if tick is not None:
                             tick(done)
-    _write_all(out, _END)
+    write_all(out, _END)
 
 
 def in_order(workers: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
@@ -87,9 +87,9 @@ def _pack(piece: bytes) -> tuple[bytes, int]:
 
 
 def _put(out: BinaryIO, name: str, content: bytes) -> None:
-    _write_all(out, _head(name, len(content)))
-    _write_all(out, content)
-    _write_all(out, bytes(-len(content) % tarfile.BLOCKSIZE))
+    write_all(out, _head(name, len(content)))
+    write_all(out, content)
+    write_all(out, bytes(-len(content) % tarfile.BLOCKSIZE))
 
 
 def _head(name: str, size: int) -> bytes:
@@ -184,7 +184,7 @@ class Reader:
                         raise Damaged(f"image {digest[:12]}: piece {number} of {name} is damaged")
                     found.update(piece)
                     if file is not None:
-                        _write_all(file, piece)
+                        write_all(file, piece)
                     yield len(piece)
             if found.hexdigest() != whole.sha256:
                 raise Damaged(f"image {digest[:12]}: {name} is damaged")
@@ -252,13 +252,3 @@ def _unpacked(packed: tuple[bytes, int, str]) -> tuple[bytes, str]:
     if len(piece) != size or not decompressor.eof or decompressor.unused_data:
         raise Damaged(f"{member} doesn't have {size} bytes")
     return piece, hashlib.sha256(piece).hexdigest()
-
-
-def _write_all(out: BinaryIO, content: bytes) -> None:
-    """Also to a stream that has no buffer and takes less at a time."""
-    left = memoryview(content)
-    while left:
-        taken = out.write(left)
-        if taken is None:
-            raise BlockingIOError(errno.EAGAIN, "a stream must wait until all is written")
-        left = left[taken:]

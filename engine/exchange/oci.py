@@ -26,6 +26,7 @@ import msgspec
 
 from engine.exchange.changes import Entry
 from engine.exchange.tar import Tar
+from engine.kernel.write import write_all
 from engine.store import sync_directory, sync_file
 from engine.tree import PIECE
 
@@ -180,8 +181,6 @@ class _Compressed:
         self._put(self._gzip.compress(piece))
 
     def _put(self, packed: bytes) -> None:
-        left = memoryview(packed)
-        while left:
-            left = left[self._file.write(left) :]
+        write_all(self._file, packed)
         self._packed.update(packed)
         self._size += len(packed)

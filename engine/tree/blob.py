@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.errors import InvalidInput
+from engine.kernel.write import write_all
 from engine.tree.node import BLOCK, PIECE, Node
 
 KNOWN_MAX = 1 << 20
@@ -206,9 +207,7 @@ class _DigestedFile:
 
     def _put(self, parts: list[bytes | memoryview]) -> None:
         piece = b"".join(parts)
-        left = memoryview(piece)
-        while left:
-            left = left[self._file.write(left) :]
+        write_all(self._file, piece)
         self._pieces.append(hashlib.sha256(piece).hexdigest())
         self._whole.update(piece)
         self._size += len(piece)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.errors import InvalidInput
+from engine.kernel.write import write_all
 from engine.tree import erofs
 from engine.tree.blob import Blob, Digested, Run
-from engine.tree.node import BLOCK, PIECE, Node, portable
+from engine.tree.node import BLOCK, Node, portable
 
 XATTR_MAX = 0xFFFF
 """bytes of an extended attribute's value; the kernel itself takes one more"""
@@ -45,8 +46,7 @@ def write_image(root: Node, meta: Path, blob: Path, *, tick: Callable[[int], Non
         digest, pieces = contents.finish()
     data = writer.finish(digest)
     with open(meta, "xb", buffering=0) as file:
-        for at in range(0, len(data), PIECE):
-            file.write(memoryview(data)[at : at + PIECE])
+        write_all(file, data)
     return Written(Digested(hashlib.sha256(data).hexdigest(), len(data)), digest, pieces)
 
 
