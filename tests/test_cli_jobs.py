@@ -10,13 +10,16 @@ import stat
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import Command, serac, up
+from roots import inside
 from terminals import Terminal
 
 from engine import Engine, JobState
+from engine.errors import NoSpace
 
 __all__ = ["serac", "up"]  # fixtures
 
@@ -216,6 +219,40 @@ def test_cp_in_says_what_is_wrong_on_the_host(serac: Command, up: str, tmp_path:
         )
     lines = done.stderr.decode().splitlines()
     assert (len(lines), lines[0]) == (2, "serac: copy: Input/output error")
+
+
+@pytest.fixture
+def little(tmp_path: Path) -> Iterator[Path]:
+    """A file that there is room for a block of."""
+    (tmp_path / "little").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", tmp_path / "little"], check=True)
+    yield tmp_path / "little/file"
+    subprocess.run(["umount", tmp_path / "little"], check=True)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words",
+    ["exec up -- head -c 6000 /dev/zero", "cp up:/file -", "completion bash"],
+    ids=lambda words: words.split()[0],
+)
+def test_what_standard_output_takes_in_part_is_an_error(
+    serac: Command, up: str, little: Path, words: str, unbuffered: str
+) -> None:
+    serac.good("exec", up, "--", "sh", "-c", "head -c 6000 /dev/zero > /file")
+    with little.open("wb") as stdout:
+        done = subprocess.run(
+            serac.words(*words.split()), stdout=stdout, stderr=subprocess.PIPE, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr.count(b"\n")) == (213, 2), done.stderr
+    assert b"No space left on device" in done.stderr
+
+
+def test_what_a_stream_takes_in_part_is_an_error(engine: Engine, up: str, little: Path) -> None:
+    inside(engine, up, "head -c 6000 /dev/zero > /file")
+    with little.open("wb", buffering=0) as out, pytest.raises(NoSpace):
+        engine.copy_out(up, "/file", out)
 
 
 def test_bases(serac: Command, small_tree: Path) -> None:

@@ -6,6 +6,7 @@ Exit statuses: 0, the status of the command that ``run``, ``exec`` or ``attach``
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -49,14 +50,19 @@ def _run(words: Sequence[str], out: Output) -> int:
 
 
 def _open_standard() -> None:
-    """A standard descriptor that the caller closed would be the next file's: the catalog must not be our output."""
+    """A standard descriptor that the caller closed would be the next file's: the catalog must not be our output. And
+    with PYTHONUNBUFFERED standard output would lose what a write doesn't take."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             os.dup2(null, number)
             if null != number:
                 os.close(null)
             setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+        elif isinstance(stream.buffer, io.RawIOBase):
+            how = {"encoding": stream.encoding, "errors": stream.errors}
+            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False, **how))
 
 
 def _log(args: Namespace) -> None:

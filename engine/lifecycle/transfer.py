@@ -14,12 +14,15 @@ from typing import BinaryIO
 
 from engine import copy, session
 from engine.errors import BadPath, InvalidInput, ProtocolError, SeracError, from_os
+from engine.kernel.write import write_all
 from engine.lifecycle import chains, processes
 from engine.lifecycle.root import Root, require
 from engine.model import Job, JobState, SessionSpec
 from engine.session import Connection, Exit
 
 _PROBLEM_MAX = 4096
+_PIECE = 256 << 10
+"""bytes that are read and written at once"""
 
 
 def copy_in(root: Root, job: Job, source: str | BinaryIO, target: str) -> None:
@@ -41,7 +44,8 @@ def copy_out(root: Root, job: Job, source: str, target: str | BinaryIO) -> None:
         if isinstance(target, str):
             copy.unpack_host(stream, target, outward_links=True)
         else:
-            shutil.copyfileobj(stream, target)
+            while piece := stream.read(_PIECE):
+                write_all(target, piece)
 
 
 @contextlib.contextmanager
