@@ -351,6 +351,21 @@ def test_a_session_is_fed_and_read_by_two_tasks(engine: Engine) -> None:
     driven(engine.config.root, act)
 
 
+def test_an_attach_that_waits_meets_a_resume(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.pause(engine.run(shell(COUNTER, name="a")).id)
+
+    async def resumed(face: AsyncEngine, ref: str) -> Any:
+        monkeypatch.undo()
+        await face.resume(ref)
+        return await face.job(ref)
+
+    async def act(face: AsyncEngine) -> None:
+        monkeypatch.setattr(AsyncEngine, "job", resumed)
+        await (await face.attach("a", wait=True)).close()
+
+    driven(engine.config.root, act)
+
+
 def test_tasks_send_at_the_same_time(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     script = "stty raw -echo; echo up; head -c 300000 | wc -c; stty size"

@@ -24,7 +24,7 @@ from engine.engine import Engine
 from engine.errors import Busy, Timeout, WrongState
 from engine.journal import POLL
 from engine.lifecycle import processes
-from engine.model import LIVE, PASSING, Check, Event, Finding, Job, JobState, Pool, SessionSpec
+from engine.model import ENDED, LIVE, PASSING, Check, Event, Finding, Job, JobState, Pool, SessionSpec
 from engine.session import Connection, SessionEvent
 from engine.watching import LOOK, arrived, states
 
@@ -36,6 +36,8 @@ GLANCE, SOON = 0.2, 0.05
 
 _TO_RUN = PASSING | {JobState.PAUSED, JobState.FROZEN}
 """states that an attach may wait in"""
+_TRIES = 100
+"""attaches to a job that was to run again and does when it is looked at, each met by another pause"""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -232,11 +234,14 @@ class AsyncEngine:
         self, ref: str, number: int = 0, *, offset: int = session.TAIL, wait: bool = False
     ) -> AsyncConnection:
         """As of the engine, with a connection for tasks."""
+        tries = 0
         while True:
             try:
                 return await self._connected(Engine.attach, ref, number, offset=offset)
             except (Busy, WrongState):
-                if not wait or (await self.job(ref)).state not in _TO_RUN:
+                state = (await self.job(ref)).state if wait else None
+                tries += state is JobState.RUNNING  # since then
+                if state is None or state in ENDED or tries == _TRIES:
                     raise
             while (await self.job(ref)).state in _TO_RUN:
                 await self._watch.until(Await(seconds=GLANCE))
