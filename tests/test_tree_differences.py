@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -203,6 +204,46 @@ def test_holes_are_zeros() -> None:
     base = made.directory(c=made.Sparse(10 * BLOCK, data))
     top = made.directory(c=made.file(bytes(2 * BLOCK) + b"x" * BLOCK + bytes(7 * BLOCK)))
     assert compared([base], [top, base]) == {}
+
+
+class Holey(made.Sparse):
+    """Whose holes nobody reads."""
+
+    def read(self, offset: int, length: int) -> Iterator[bytes]:
+        assert (offset, length) in [(at, len(data)) for at, data in self.pieces.items()]
+        return super().read(offset, length)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, []),
+        ({5 << 40: bytes(BLOCK)}, []),
+        ({5 << 40: bytes(BLOCK - 1) + b"x"}, [Kind.MODIFIED]),
+        ({3 << 40: b"x" * BLOCK + bytes(3 * BLOCK)}, [Kind.MODIFIED]),
+        ({3 << 40: b"x" * 2 * BLOCK, (3 << 40) + 2 * BLOCK: b"x" * 2 * BLOCK}, []),
+    ],
+    ids=["same", "zeros", "more", "less", "cut"],
+)
+def test_large_holes(changes: dict[int, bytes], kinds: list[Kind]) -> None:
+    data = {0: b"x" * BLOCK, 3 << 40: b"x" * 4 * BLOCK}
+    base = made.directory(c=Holey(1 << 44, data))
+    top = made.directory(c=Holey(1 << 44, {**data, **changes}))
+    for chains in (([base], [top, base]), ([top], [base, top])):
+        told = found(*(merged(chain) for chain in chains))
+        assert [kind for kind, _ in told.values()] == kinds
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_holes_anywhere(seed: int) -> None:
+    draw = random.Random(seed)
+
+    def some() -> made.Sparse:
+        blocks = draw.sample(range(6), draw.randrange(4))
+        return made.Sparse(6 * BLOCK, {block * BLOCK: draw.choice([b"\0", b"x"]) * BLOCK for block in blocks})
+
+    for _ in range(20):
+        compared([made.directory(c=some())], [made.directory(c=some())])
 
 
 def test_the_root_itself() -> None:

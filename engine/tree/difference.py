@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from engine.tree.layered import Merged, Part
-from engine.tree.node import Node
+from engine.tree.node import PIECE, Node
 
 
 class Kind(enum.StrEnum):
@@ -109,6 +110,53 @@ def _same_contents(old: Node, new: Node) -> bool:
         return old.rdev == new.rdev
     if not old.is_file:
         return True
-    if old.size != new.size:
-        return False
-    return all(one == other for one, other in zip(old.read(0, old.size), new.read(0, new.size), strict=True))
+    return old.size == new.size and _same_data(old, new)
+
+
+class _Data(NamedTuple):
+    """What is left of a piece of a file."""
+
+    at: int
+    piece: bytes
+    begin: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.piece) - self.begin
+
+    def first(self, size: int) -> bytes:
+        return self.piece[self.begin : self.begin + size]
+
+    def after(self, size: int) -> _Data | None:
+        return _Data(self.at + size, self.piece, self.begin + size) if size < self.left else None
+
+
+def _same_data(old: Node, new: Node) -> bool:
+    """Of two files of one size. Holes, which may be longer than anybody can wait for, aren't read: whatever the other
+    one has there must be zeros."""
+    rest, others = _data(old), _data(new)
+    one, other = next(rest), next(others)
+    while one.left or other.left:
+        if other.at < one.at:
+            one, rest, other, others = other, others, one, rest
+        alone = other.at - one.at
+        size = min(one.left, alone or other.left)
+        if one.first(size) != (_ZEROS[:size] if alone else other.first(size)):
+            return False
+        one = one.after(size) or next(rest)
+        if not alone:
+            other = other.after(size) or next(others)
+    return True
+
+
+def _data(file: Node) -> Iterator[_Data]:
+    """In pieces, and nothing at the end."""
+    for offset, length in file.extents():
+        at = offset
+        for piece in file.read(offset, length):
+            yield _Data(at, piece)
+            at += len(piece)
+    yield _Data(sys.maxsize, b"")
+
+
+_ZEROS = bytes(PIECE)
