@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,17 @@ class Command:
 
     def __call__(self, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(self.words(*words), check=False, input=given, capture_output=True, timeout=120)
+
+    @contextlib.contextmanager
+    def begun(self, *words: str, text: bool = True, stdin: int | None = None) -> Iterator[subprocess.Popen[Any]]:
+        """A call that is under way. One that isn't over when the block ends, for a test that failed say, is killed."""
+        with subprocess.Popen(
+            self.words(*words), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=text
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def words(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "engine.cli", "--root", os.fspath(self.root), *words]

@@ -144,13 +144,7 @@ def test_exec_detached_and_its_log(serac: Command, up: str) -> None:
 
 
 def test_paused_under_the_users_eyes(serac: Command, engine: Engine) -> None:
-    process = subprocess.Popen(
-        serac.words("run", "--name", "watched", "--", "sh", "-c", "echo ready; sleep 900"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    with serac.begun("run", "--name", "watched", "--", "sh", "-c", "echo ready; sleep 900") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         engine.pause("watched")
@@ -196,9 +190,7 @@ def test_cp_out_says_what_is_wrong_on_the_host(serac: Command, up: str, state: s
         done = subprocess.run(serac.words("cp", f"{up}:/big", "-"), stdout=full, stderr=subprocess.PIPE, check=False)
     lines = done.stderr.decode().splitlines()
     assert (done.returncode, len(lines), lines[0]) == (213, 2, "serac: copy: No space left on device")
-    with subprocess.Popen(
-        serac.words("cp", f"{up}:/big", "-"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with serac.begun("cp", f"{up}:/big", "-", text=False) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(1000)
@@ -381,10 +373,7 @@ def test_tty_wants_a_terminal(serac: Command, up: str, words: list[str]) -> None
 
 def test_attach_without_a_terminal_only_looks(serac: Command, up: str) -> None:
     number = serac.good("exec", "-t", "-d", up, "--", "sh", "-c", "echo hello; until test -e /go; do sleep 0.05; done")
-    process = subprocess.Popen(
-        serac.words("attach", up, number.strip()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-    )
-    with process:
+    with serac.begun("attach", up, number.strip(), text=False, stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"hello\r\n"
         serac.good("exec", up, "--", "touch", "/go")

@@ -277,7 +277,7 @@ def test_the_command_shows_events(serac: Command, engine: Engine, up: str) -> No
 
 @pytest_root
 def test_the_command_follows_events(serac: Command, engine: Engine, up: str) -> None:
-    with subprocess.Popen(serac.words("events", "-f"), stdout=subprocess.PIPE, text=True) as process:
+    with serac.begun("events", "-f") as process:
         assert process.stdout is not None
         engine.freeze(up)
         assert any(line.split()[2:5] == ["freeze", "ok", "up"] for line in process.stdout)

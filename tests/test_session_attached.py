@@ -29,14 +29,10 @@ COUNT = "n=0; while :; do n=$((n + 1)); echo $n; test -e /last && exit 7; sleep 
 
 @contextlib.contextmanager
 def watching(serac: Command, *words: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(serac.words(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with process:
-        try:
-            assert process.stdout is not None
-            assert select.select([process.stdout], [], [], 30)[0]  # left unread: communicate() wouldn't have it
-            yield process
-        finally:
-            process.kill()
+    with serac.begun(*words) as process:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 30)[0]  # left unread: communicate() wouldn't have it
+        yield process
 
 
 def hang_up(engine: Engine, name: str) -> None:
