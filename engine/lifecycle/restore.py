@@ -44,6 +44,8 @@ def restored(
     with contextlib.ExitStack() as stack:
         images = stack.enter_context(opened(root, snapshot))
         _check_size(images, image)
+        if snapshot.job == job.id:
+            _put_back_logs(root.io(job.id), images / "io", image)
         cut_logs(root, job, image)
         with step(f"{verb}.mount", job=job.id):
             view = _view(processes.prepare(root, job))
@@ -156,6 +158,29 @@ def leave_aside(root: Root, job: Job, snapshot: Snapshot) -> None:
         *parents, last = name.split("/")
         with contextlib.suppress(OSError), process.inside(processes.recall(root, job).pid, *parents) as directory:
             os.unlink(last, dir_fd=directory)
+
+
+def _put_back_logs(io: Path, kept: Path, image: ProcessImage) -> None:
+    """What belonged to sessions at the cut is in the io directory again, where a life that came to nothing took it away
+    or put something else there."""
+    for name, size in image.logs.items():
+        with contextlib.suppress(OSError):  # the job could put anything there: criu finds out
+            if _lost(kept / name, io / name):
+                (io / name).unlink(missing_ok=True)
+                try:
+                    os.link(kept / name, io / name, follow_symlinks=False)
+                except OSError:  # the image is mounted
+                    store.copy_head(kept / name, io / name, size)
+
+
+def _lost(kept: Path, there: Path) -> bool:
+    """Whether it isn't the file that was kept; where that was archived since, whether it is too short to be."""
+    was = kept.lstat()
+    try:
+        found = there.lstat()
+    except FileNotFoundError:
+        return True
+    return found.st_ino != was.st_ino if found.st_dev == was.st_dev else found.st_size < was.st_size
 
 
 def cut_logs(root: Root, job: Job, image: ProcessImage) -> None:

@@ -1,0 +1,64 @@
+"""Resumes that come to nothing: the job is what it was before, and can be resumed once more."""
+
+from __future__ import annotations
+
+import pytest
+from counters import COUNTER, counter, counts_on
+from remains import killed
+from roots import inside, output, wait_for
+
+from engine import Engine, JobState, SessionSpec
+from engine.errors import BadPath
+
+pytestmark = pytest.mark.root
+
+
+def with_sessions(engine: Engine) -> None:
+    """A job ``a`` with sessions 1, which has ended, and 2, which only lives as long as its processes; paused."""
+    counter(engine)
+    assert inside(engine, "a", "echo said") == "said\n"
+    with engine.exec("a", SessionSpec(argv=("/bin/sh", "-c", COUNTER))) as connection:
+        assert connection.session == 2
+        next(connection.events())
+        engine.pause("a", mode="process")
+
+
+def goes_on(engine: Engine) -> None:
+    """With its processes, and all that is known of its sessions."""
+    assert engine.resume("a").mode == "process"
+    counts_on(engine, "a")
+    before = output(engine, "a", 2, live=False)
+    wait_for(lambda: output(engine, "a", 2, live=False) > before)
+    assert output(engine, "a", 1) == "said\n"
+    assert [status.running for status in engine.sessions("a")] == [True, False, True]
+
+
+def test_a_start_from_the_files_that_is_refused_takes_nothing_from_the_sessions(engine: Engine) -> None:
+    with_sessions(engine)
+    with pytest.raises(BadPath):
+        engine.resume("a", mode="filesystem", workdir="/nosuch")
+    goes_on(engine)
+
+
+@pytest.mark.parametrize("place", ["resume.plan:after", "resume.commit:before"])
+def test_a_start_from_the_files_that_is_killed_takes_nothing_from_the_sessions(engine: Engine, place: str) -> None:
+    with_sessions(engine)
+    killed(engine, "engine.resume('a', mode='filesystem')", place)
+    assert engine.job("a").state is JobState.PAUSED
+    goes_on(engine)
+
+
+def test_what_is_only_in_an_archive_by_now_is_put_back_from_there(engine: Engine) -> None:
+    with_sessions(engine)
+    assert engine.demote("a")
+    with pytest.raises(BadPath):
+        engine.resume("a", mode="filesystem", workdir="/nosuch")
+    goes_on(engine)
+
+
+def test_a_log_that_another_life_began_anew_is_put_back(engine: Engine) -> None:
+    with_sessions(engine)
+    log = engine._root.io(engine.job("a").id) / "2.log"
+    log.rename(log.with_name("2.log.old"))
+    log.write_bytes(b"of a life that was given up")
+    goes_on(engine)
