@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from counters import COUNTER, counter, counts_on
 from remains import killed
-from roots import inside, output, wait_for
+from roots import inside, output, shell, wait_for
+from scenes import pages_lost
 
 from engine import Engine, JobState, SessionSpec
-from engine.errors import BadPath
+from engine.errors import BadPath, CannotRestore, InvalidInput, WrongState
+from engine.lifecycle import resume
 
 pytestmark = pytest.mark.root
 
@@ -62,3 +64,40 @@ def test_a_log_that_another_life_began_anew_is_put_back(engine: Engine) -> None:
     log.rename(log.with_name("2.log.old"))
     log.write_bytes(b"of a life that was given up")
     goes_on(engine)
+
+
+HOWS = {
+    InvalidInput: {"mode": "process", "workdir": "/"},
+    WrongState: {"answer": 1},
+    CannotRestore: {},
+}
+
+
+@pytest.mark.parametrize("error", HOWS)
+def test_a_refused_resume_of_a_job_that_lost_its_memory_leaves_its_files(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    counter(engine)
+    engine.pause("a", mode="process")
+    pages_lost(engine)
+    failed = engine.job("a")
+    work = engine.config.root / "layers" / str(failed.upper) / "upper" / "work"
+    work.write_text("of hours")
+    if error is CannotRestore:
+        monkeypatch.setattr(resume.restore, "check", lambda *_: (_ for _ in ()).throw(CannotRestore("too little")))
+    with pytest.raises(error):
+        engine.resume("a", **HOWS[error])  # type: ignore[arg-type]
+    assert engine.job("a") == failed
+    assert work.read_text() == "of hours"
+    monkeypatch.undo()
+    assert engine.resume("a").mode == "process"
+    counts_on(engine, "a")
+
+
+def test_a_refused_resume_of_a_job_that_was_kept_leaves_it_ended(engine: Engine) -> None:
+    engine.run(shell("exit 3", name="a", snapshot_on="failure"))
+    ended = engine.wait("a", timeout=60)
+    assert (ended.state, ended.status) == (JobState.EXITED, 3)
+    with pytest.raises(CannotRestore):
+        engine.resume("a", mode="process")
+    assert engine.job("a") == ended

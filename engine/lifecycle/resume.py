@@ -102,8 +102,10 @@ class Plan(NamedTuple):
 
 
 def resume(root: Root, job: Job, how: How) -> ResumeResult:
-    job = _again(root, job)
-    plan = _plan(root, job, how)
+    origin = _origin(root, job)
+    plan = _plan(root, job if origin is None else _paused(job, origin), how)
+    if origin is not None:
+        job = _again(root, job, origin)
     with record() as timings, root.intent(f"resume-{job.id}", marked=False) as intent:
         try:
             with _begun(root, job, plan) as bring:
@@ -168,18 +170,19 @@ def _begun(root: Root, job: Job, plan: Plan) -> Iterator[Callable[[Job], tuple[J
             yield lambda resuming: _start_anew(root, resuming, plan, slot)
 
 
-def _again(root: Root, job: Job) -> Job:
-    """A job whose memory never came is paused to its snapshot again; what it had done since is given up. So is one that
-    failed, to the snapshot of that."""
+def _origin(root: Root, job: Job) -> Snapshot | None:
+    """What a job whose memory never came is paused to again; what it had done since is given up. So it is with one that
+    failed, and the snapshot of that."""
     if job.state is JobState.FAILED and job.loading is not None:
-        snapshot = root.catalog.snapshot(job.loading.snapshot)
-    elif job.state is JobState.EXITED and job.upper is None and job.snapshot is not None:
-        snapshot = root.catalog.snapshot(job.snapshot)
-    else:
-        return job
+        return root.catalog.snapshot(job.loading.snapshot)
+    if job.state is JobState.EXITED and job.upper is None and job.snapshot is not None:
+        return root.catalog.snapshot(job.snapshot)
+    return None
+
+
+def _again(root: Root, job: Job, origin: Snapshot) -> Job:
     with root.intent(f"again-{job.id}"), step("resume.again", job=job.id):
-        _put_paused(root, msgspec.structs.replace(job, failure=None, ended=None, status=None), snapshot)
-    return root.catalog.job_with(job.id)
+        return _put_paused(root, job, root.catalog.snapshot(origin.id))
 
 
 def _with_processes(root: Root, snapshot: Snapshot, how: How) -> bool:
@@ -353,11 +356,8 @@ def undo(root: Root, job_id: str) -> bool:
     return resuming.state in (JobState.RESUMING, JobState.PAUSED)
 
 
-def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
-    top = snapshot.layers[-1]
-    if job.upper == top and snapshot.image is not None:
-        layers.put_back(root.layer(top), snapshot.image.remaps)
-    paused = msgspec.structs.replace(
+def _paused(job: Job, snapshot: Snapshot) -> Job:
+    return msgspec.structs.replace(
         job,
         state=JobState.PAUSED,
         spec=snapshot.spec,
@@ -367,7 +367,17 @@ def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
         pending=(),
         loading=None,
         requests=requests.resume_taken_back(job),
+        ended=None,
+        status=None,
+        failure=None,
     )
+
+
+def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> Job:
+    top = snapshot.layers[-1]
+    if job.upper == top and snapshot.image is not None:
+        layers.put_back(root.layer(top), snapshot.image.remaps)
+    paused = _paused(job, snapshot)
     with root.catalog.transaction(durable=True) as transaction:
         transaction.put_job(paused)
         if job.upper == top:
@@ -378,3 +388,4 @@ def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> None:
             transaction.remove_layer(job.upper)
     if job.upper is not None and job.upper != top:
         store.remove_tree(root.layer(job.upper))
+    return paused
