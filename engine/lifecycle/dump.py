@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from engine import cgroup, checkpoint, launch, layers, tools
 from engine.errors import CannotCheckpoint, HostLacks, LaunchFailed, NoSpace, SeracError, Timeout, ToolMissing, from_os
 from engine.kernel import process
 from engine.launch_spec import Birth, NetworkSpec, View
-from engine.lifecycle import abandoned, criu, processes
+from engine.lifecycle import abandoned, criu, logs, processes
 from engine.lifecycle.root import Root
 from engine.model import Job, JobState, ProcessImage
 from engine.steps import add, step
@@ -152,7 +151,7 @@ def _describe(root: Root, job: Job, init: processes.Init, images: Path, seen: ch
             placements=seen.placements,
             address=job.address.job if job.address is not None else None,
             shm=_keep_shm(init.pid, images),
-            logs=_keep_logs(root.io(job.id), images),
+            logs=logs.keep(root.io(job.id), images / "io"),
             range=processes.id_range(root, job),
         )
     except OSError as error:
@@ -170,15 +169,3 @@ def _keep_shm(init: int, images: Path) -> bool:
             ["cp", "--archive", "--sparse=always", "--", source, os.fspath(images / "shm")], pass_fds=(directory,)
         )
         return True
-
-
-def _keep_logs(io: Path, images: Path) -> dict[str, int]:
-    """Link what belongs to sessions: a log only grows, so that its size at the cut is enough to have it as it was."""
-    (images / "io").mkdir()
-    kept = {}
-    for entry in os.scandir(io):
-        status = entry.stat(follow_symlinks=False)
-        if stat.S_ISREG(status.st_mode) and entry.name.partition(".")[2] in ("spec", "status", "log", "log.old"):
-            os.link(entry.path, images / "io" / entry.name, follow_symlinks=False)
-            kept[entry.name] = status.st_size
-    return kept

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import msgspec
 
-from engine import cgroup, checkpoint, launch, layers, network, store, tools
-from engine.errors import CannotRestore, Damaged, NoSpace, Timeout, from_os
+from engine import cgroup, checkpoint, launch, layers, network, tools
+from engine.errors import CannotRestore, Damaged, NoSpace, Timeout
 from engine.kernel import process
 from engine.launch_spec import NetworkSpec, View
-from engine.lifecycle import criu, lazy, mounting, processes
+from engine.lifecycle import criu, lazy, logs, mounting, processes
 from engine.lifecycle.root import Root
 from engine.model import Job, JobState, ProcessImage, Snapshot
 from engine.steps import add, step
@@ -44,9 +44,8 @@ def restored(
     with contextlib.ExitStack() as stack:
         images = stack.enter_context(opened(root, snapshot))
         _check_size(images, image)
-        if snapshot.job == job.id:
-            _put_back_logs(root.io(job.id), images / "io", image)
-        cut_logs(root, job, image)
+        bring_logs = logs.put_back if snapshot.job == job.id else logs.copy
+        bring_logs(root.io(job.id), images / "io", image.logs)
         with step(f"{verb}.mount", job=job.id):
             view = _view(processes.prepare(root, job))
             work = root.run_job(job.id)
@@ -158,58 +157,6 @@ def leave_aside(root: Root, job: Job, snapshot: Snapshot) -> None:
         *parents, last = name.split("/")
         with contextlib.suppress(OSError), process.inside(processes.recall(root, job).pid, *parents) as directory:
             os.unlink(last, dir_fd=directory)
-
-
-def _put_back_logs(io: Path, kept: Path, image: ProcessImage) -> None:
-    """What belonged to sessions at the cut is in the io directory again, where a life that came to nothing took it away
-    or put something else there."""
-    for name, size in image.logs.items():
-        with contextlib.suppress(OSError):  # the job could put anything there: criu finds out
-            if _lost(kept / name, io / name):
-                (io / name).unlink(missing_ok=True)
-                try:
-                    os.link(kept / name, io / name, follow_symlinks=False)
-                except OSError:  # the image is mounted
-                    store.copy_head(kept / name, io / name, size)
-
-
-def _lost(kept: Path, there: Path) -> bool:
-    """Whether it isn't the file that was kept; where that was archived since, whether it is too short to be."""
-    was = kept.lstat()
-    try:
-        found = there.lstat()
-    except FileNotFoundError:
-        return True
-    return found.st_ino != was.st_ino if found.st_dev == was.st_dev else found.st_size < was.st_size
-
-
-def cut_logs(root: Root, job: Job, image: ProcessImage) -> None:
-    """Take back what sessions wrote in a life that came to nothing: their init goes on at the end that it knows."""
-    for name, size in image.logs.items():
-        if name.endswith(".log"):
-            with contextlib.suppress(OSError):  # the job could put anything there: criu finds out
-                _cut(root.io(job.id) / name, size)
-
-
-def _cut(path: Path, size: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if os.fstat(fd).st_size > size:
-            os.ftruncate(fd, size)
-    finally:
-        os.close(fd)
-
-
-def copy_logs(root: Root, job: Job, snapshot: Snapshot) -> None:
-    """Give a fork what its sessions had in the io directory, as it was at the cut."""
-    assert snapshot.image is not None
-    target = root.io(job.id)
-    try:
-        with opened(root, snapshot) as images:
-            for name, size in snapshot.image.logs.items():
-                store.copy_head(images / "io" / name, target / name, size)
-    except OSError as error:
-        raise from_os(error, "copy logs") from error
 
 
 def check(root: Root, image: ProcessImage) -> None:

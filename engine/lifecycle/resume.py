@@ -25,9 +25,7 @@ after takes the job back to its snapshot.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -41,6 +39,7 @@ from engine.lifecycle import (
     criu,
     flush,
     lazy,
+    logs,
     processes,
     records,
     requests,
@@ -234,7 +233,7 @@ def _prepare(root: Root, job: Job, plan: Plan, intent: Intent) -> tuple[Job, Str
     """Step 1; the job as it is while it is resumed."""
     resuming, strategy = _on_top(root, job, plan.snapshot, keep=plan.how.keep or plan.choice.lazy)
     if not plan.back:
-        _clear_io(root, job, plan.snapshot, intent)
+        logs.clear(root.io(job.id), plan.snapshot.context, intent.away)
     resuming = msgspec.structs.replace(resuming, answers=plan.answers)
     return requests.carried_out(resuming, "resume", plan.how.request), strategy
 
@@ -267,20 +266,6 @@ def _strategy(root: Root, job: Job, snapshot: Snapshot) -> Strategy:
     (top,) = root.catalog.chain(current.layers[-1:])
     snapshots, jobs = root.catalog.snapshots(naming=top.id), root.catalog.jobs(naming=top.id)
     return layers.choose_strategy(job, current, top, snapshots=snapshots, jobs=jobs)
-
-
-def _clear_io(root: Root, job: Job, snapshot: Snapshot, intent: Intent) -> None:
-    """Leave the next init what it may go on with: logs, and what is known of sessions that had ended at the cut. The
-    job could write here, so that anything may lie in the way; so may files of a life that was given up."""
-    io = root.io(job.id)
-    coming, ended = snapshot.context.sessions, snapshot.context.ended
-    if ended is None:
-        ended = sessions.ended(session.statuses(io), coming)
-    kept = {f"{number}.{kind}" for number in ended for kind in ("status", "spec", "log", "log.old")}
-    kept |= {f"{spec.id}.{kind}" for spec in coming for kind in ("log", "log.old")}
-    for entry in os.scandir(io):
-        if entry.name not in kept or not entry.is_file(follow_symlinks=False):
-            intent.away(Path(entry.path))
 
 
 def _commit(root: Root, resuming: Job, snapshot: Snapshot, workdir: str | None) -> Job:

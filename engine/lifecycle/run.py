@@ -108,7 +108,6 @@ def _bring_back(root: Root, job: Job, snapshot: Snapshot, *, keep_tcp: bool, laz
 
     with _made(root, msgspec.structs.replace(job, held=held), begin) as (job, begun):
         snapshot = root.catalog.snapshot(snapshot.id)
-        restore.copy_logs(root, job, snapshot)
         generation = wake.new_generation(root, job)
         running = msgspec.structs.replace(job, state=JobState.RUNNING, started=now())
         if lazily:

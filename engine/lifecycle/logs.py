@@ -1,0 +1,82 @@
+"""What sessions have in a job's io directory, on its way through a pause: kept, put back, copied, cleared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from engine import session, store
+from engine.errors import from_os
+from engine.lifecycle import sessions
+from engine.model import Context
+
+
+def keep(io: Path, kept: Path) -> dict[str, int]:
+    """Link what belongs to sessions: a log only grows, so that its size at the cut is enough to have it as it was."""
+    kept.mkdir()
+    sizes = {}
+    for entry in os.scandir(io):
+        status = entry.stat(follow_symlinks=False)
+        if stat.S_ISREG(status.st_mode) and entry.name.partition(".")[2] in ("spec", "status", "log", "log.old"):
+            os.link(entry.path, kept / entry.name, follow_symlinks=False)
+            sizes[entry.name] = status.st_size
+    return sizes
+
+
+def put_back(io: Path, kept: Path, sizes: Mapping[str, int]) -> None:
+    """The io directory is again as it was at the cut: a life that came to nothing may have taken files away, put others
+    there, and written on in logs, whose init goes on at the end that it knows."""
+    for name, size in sizes.items():
+        with contextlib.suppress(OSError):  # the job could put anything there: criu finds out
+            if _lost(kept / name, io / name):
+                (io / name).unlink(missing_ok=True)
+                try:
+                    os.link(kept / name, io / name, follow_symlinks=False)
+                except OSError:  # the image is mounted
+                    store.copy_head(kept / name, io / name, size)
+            if name.endswith(".log"):
+                _shorten(io / name, size)
+
+
+def _lost(kept: Path, there: Path) -> bool:
+    """Whether it isn't the file that was kept; where that was archived since, whether it is too short to be."""
+    was = kept.lstat()
+    try:
+        found = there.lstat()
+    except FileNotFoundError:
+        return True
+    return found.st_ino != was.st_ino if found.st_dev == was.st_dev else found.st_size < was.st_size
+
+
+def _shorten(path: Path, size: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_size > size:
+            os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def copy(io: Path, kept: Path, sizes: Mapping[str, int]) -> None:
+    """Give a fork what its sessions had in the io directory, as it was at the cut."""
+    try:
+        for name, size in sizes.items():
+            store.copy_head(kept / name, io / name, size)
+    except OSError as error:
+        raise from_os(error, "copy logs") from error
+
+
+def clear(io: Path, context: Context, away: Callable[[Path], None]) -> None:
+    """Leave the next init what it may go on with: logs, and what is known of sessions that had ended at the cut. The
+    job could write here, so that anything may lie in the way; so may files of a life that was given up."""
+    coming, ended = context.sessions, context.ended
+    if ended is None:
+        ended = sessions.ended(session.statuses(io), coming)
+    kept = {f"{number}.{kind}" for number in ended for kind in ("status", "spec", "log", "log.old")}
+    kept |= {f"{spec.id}.{kind}" for spec in coming for kind in ("log", "log.old")}
+    for entry in os.scandir(io):
+        if entry.name not in kept or not entry.is_file(follow_symlinks=False):
+            away(Path(entry.path))
