@@ -48,10 +48,11 @@ mv /new /sum; i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done
 """A job that has written what must not be lost once there is /sum, and counts on; each life of it leaves a line."""
 
 PREAMBLE = """
-import logging, os, sys
+import contextlib, logging, os, sys
 from pathlib import Path
 from engine import *
 from engine.base import DirSource, OciSource
+from engine.errors import BadPath
 from engine.lifecycle import ahead, flush
 from engine.model import SnapshotSource
 """
@@ -233,6 +234,20 @@ SCENES = {
     ),
     "resume-process-anew": Scene(
         "engine.resume('a', mode='filesystem')", (job, paused("process")), RESUMES, WrongState, is_in("running")
+    ),
+    "resume-refused": Scene(
+        "with contextlib.suppress(BadPath): engine.resume('a', mode='filesystem', workdir='/nosuch')",
+        (job, paused("process")),
+        STAYS,
+        None,
+        is_in("paused"),
+    ),
+    "resume-refused-stacked": Scene(
+        "with contextlib.suppress(BadPath): engine.resume('a', mode='filesystem', workdir='/nosuch')",
+        (job, paused("filesystem", pinned=True)),
+        STAYS,
+        None,
+        is_in("paused"),
     ),
     "resume-lazy": Scene(
         "engine.resume('a', memory='lazy')", (job, paused("process")), RESUMES, WrongState, is_in("running")

@@ -8,9 +8,10 @@ from remains import killed
 from roots import inside, output, shell, wait_for
 from scenes import pages_lost
 
-from engine import Engine, JobState, SessionSpec
-from engine.errors import BadPath, CannotRestore, InvalidInput, WrongState
-from engine.lifecycle import resume
+from engine import Engine, Job, JobState, SessionSpec
+from engine.errors import BadPath, Busy, CannotRestore, InvalidInput, WrongState
+from engine.lifecycle import processes, resume
+from engine.lifecycle.root import Root
 
 pytestmark = pytest.mark.root
 
@@ -101,3 +102,36 @@ def test_a_refused_resume_of_a_job_that_was_kept_leaves_it_ended(engine: Engine)
     with pytest.raises(CannotRestore):
         engine.resume("a", mode="process")
     assert engine.job("a") == ended
+
+
+@pytest.mark.parametrize("pinned", [False, True], ids=["reuse", "stack"])
+def test_a_refused_start_whose_taking_down_fails_is_paused_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    with_sessions(engine)
+    before = engine.snapshot_pin(str(engine.job("a").snapshot), pinned=pinned)
+    take_down, errors = processes.take_down, [Busy("it takes too long")]
+
+    def failing(root: Root, job: Job) -> None:
+        take_down(root, job)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(processes, "take_down", failing)
+    with pytest.raises((BadPath, Busy)):
+        engine.resume("a", mode="filesystem", workdir="/nosuch")
+    assert not errors
+    assert engine.job("a").state is JobState.PAUSED
+    assert engine.snapshots() == [before]
+    goes_on(engine)
+
+
+@pytest.mark.parametrize("place", ["resume.revert:before", "resume.revert:after"])
+@pytest.mark.parametrize("pinned", [False, True], ids=["reuse", "stack"])
+def test_an_engine_that_dies_when_it_takes_a_refused_start_back(engine: Engine, place: str, pinned: bool) -> None:
+    with_sessions(engine)
+    before = engine.snapshot_pin(str(engine.job("a").snapshot), pinned=pinned)
+    killed(engine, "engine.resume('a', mode='filesystem', workdir='/nosuch')", place)
+    assert engine.job("a").state is JobState.PAUSED
+    assert engine.snapshots() == [before]
+    goes_on(engine)

@@ -15,6 +15,7 @@ bytes are freed while the caller goes on.
 | between 1 and 3 | ``resuming`` | recover: all processes killed, ``paused`` again, the snapshot untouched |
 | between 3 and 5 | ``running`` with pending sessions | whoever takes the job next starts those that don't run yet |
 | there, with processes | ``running``: they stand still or run, criu dies with its engine | thawed; sweep: image |
+| there, when session 0 was refused | ``running``, or ``paused`` with an init | who is next: ``paused``; the sweep |
 | host lost after 3 | reuse: ``running`` | the next look: ``failed``, the upper is kept |
 
 When session 0 is refused (its command or directory is gone) nothing of the job ran, and the job is ``paused`` again
@@ -181,7 +182,9 @@ def _origin(root: Root, job: Job) -> Snapshot | None:
 
 def _again(root: Root, job: Job, origin: Snapshot) -> Job:
     with root.intent(f"again-{job.id}"), step("resume.again", job=job.id):
-        return _put_paused(root, job, root.catalog.snapshot(origin.id))
+        paused = _put_paused(root, job, root.catalog.snapshot(origin.id))
+        _drop_upper(root, job, paused)
+    return paused
 
 
 def _with_processes(root: Root, snapshot: Snapshot, how: How) -> bool:
@@ -320,15 +323,20 @@ def _finish(root: Root, running: Job, intent: Intent) -> None:
 
 
 def _revert(root: Root, running: Job) -> None:
-    """Session 0 was refused before anything ran: the job is paused to its snapshot again."""
+    """Session 0 was refused before anything ran: the job is paused to its snapshot again. That is committed while its
+    init lives: without processes it would have failed."""
     assert running.upper is not None
-    processes.take_down(root, running)
     manifest = layers.manifest(root.layer(running.upper))
     if manifest is None:  # stacked: the snapshot never went
         snapshot = root.catalog.snapshot(running.snapshot or "")
     else:  # the layers below may have been flattened since it was written
         snapshot = msgspec.structs.replace(manifest, layers=(*running.layers, running.upper))
-    _put_paused(root, running, snapshot)
+    with step("resume.revert", job=running.id):
+        paused = _put_paused(root, running, snapshot)
+    try:
+        processes.take_down(root, running)
+    finally:
+        _drop_upper(root, running, paused)
 
 
 def undo(root: Root, job_id: str) -> bool:
@@ -337,7 +345,7 @@ def undo(root: Root, job_id: str) -> bool:
     if resuming.state in (JobState.PAUSED, JobState.RESUMING):
         processes.take_down(root, resuming)
     if resuming.state is JobState.RESUMING:
-        _put_paused(root, resuming, root.catalog.snapshot(resuming.snapshot or ""))
+        _drop_upper(root, resuming, _put_paused(root, resuming, root.catalog.snapshot(resuming.snapshot or "")))
     return resuming.state in (JobState.RESUMING, JobState.PAUSED)
 
 
@@ -371,6 +379,10 @@ def _put_paused(root: Root, job: Job, snapshot: Snapshot) -> Job:
         transaction.put_snapshot(snapshot)
         if job.upper is not None and job.upper != top:
             transaction.remove_layer(job.upper)
-    if job.upper is not None and job.upper != top:
-        store.remove_tree(root.layer(job.upper))
     return paused
+
+
+def _drop_upper(root: Root, before: Job, paused: Job) -> None:
+    """What was written since the snapshot goes, where it lay on top of that."""
+    if before.upper is not None and before.upper not in paused.layers:
+        store.remove_tree(root.layer(before.upper))
