@@ -241,6 +241,15 @@ def test_a_removed_job_takes_its_processes_along(engine: Engine) -> None:
         assert list((engine.config.root / place).iterdir()) == []
 
 
+def test_a_snapshot_that_was_taken_outlives_its_job(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.lifecycle.lazy.WORTH", 0)
+    counter(engine)
+    taken = engine.snapshot_take("a").snapshot
+    engine.remove("a", force=True)
+    engine.fork(taken, name="b")
+    counts_on(engine, "b")
+
+
 def test_a_pinned_snapshot_outlives_its_job_with_its_processes(engine: Engine) -> None:
     one = witness(engine)
     snapshot = engine.pause("a", mode="process").snapshot

@@ -67,7 +67,8 @@ def _forget(root: Root, job: Job) -> Gone:
     tops = []
     with root.catalog.transaction(durable=True) as transaction:
         transaction.remove_job(job.id)
-        goes_on = job.loading or job.state in (JobState.PAUSED, JobState.RESUMING)
+        needed = job.loading is not None and not job.loading.keep
+        goes_on = needed or job.state in (JobState.PAUSED, JobState.RESUMING)
         for snapshot in root.catalog.snapshots() if goes_on else ():
             if snapshot.id == job.snapshot and snapshot.job == job.id and not snapshot.pinned:
                 _refuse_forked(root, snapshot.id)
