@@ -13,11 +13,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
-from roots import configure, empty, inside, shell, until
+from roots import another_root, configure, empty, inside, shell, until
 
 from engine import Engine, JobSpec, JobState, SessionSpec, Step
 from engine.base import DirSource
 from engine.errors import InvalidInput, NoSpace, ProtocolError, SeracError
+from engine.lifecycle import logs
 
 pytestmark = pytest.mark.root
 
@@ -173,6 +174,25 @@ def test_a_forged_first_session_changes_nothing(engine: Engine) -> None:
     assert [spec.argv[:2] for spec in context.sessions] == [("/bin/sh", "-c")]
     engine.resume("a")
     until(engine, "a", b"begun\nbegun\n")
+
+
+def test_names_that_init_does_not_write_travel_with_no_process(
+    engine: Engine, small_tree: Path, tmp_path: Path
+) -> None:
+    odd = "touch `printf '\\377'`.log x.log 007.status 1234567890.spec; truncate -s 5G 70.log"
+    many = "touch x; i=100; while [ $i -lt 6000 ]; do ln x $i.log; i=$((i+1)); done"
+    laid(engine, Trap(f"{odd}; {many}"))
+    snapshot = engine.snapshot(engine.pause("a", mode="process").snapshot)
+    assert snapshot.image is not None
+    assert {"0.log", "0.spec", "0.status", "1.log"} <= snapshot.image.logs.keys()
+    assert not snapshot.image.logs.keys() & {"x.log", "007.status", "1234567890.spec", "70.log"}
+    assert len(snapshot.image.logs) == logs.FILES_MAX
+    engine.snapshot_export(snapshot.id, os.fspath(tmp_path / "a.serac"))
+    with another_root(small_tree) as other:
+        other.snapshot_import(os.fspath(tmp_path / "a.serac"))
+        assert other.fork(snapshot.id, name="b").mode == "process"
+        assert inside(other, "b", "echo on") == "on\n"
+    engine.resume("a", mode="process")
 
 
 # text that no process can be given, or no catalog hold

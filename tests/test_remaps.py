@@ -6,7 +6,7 @@ import pytest
 from roots import inside, shell, until, wait_for
 
 from engine import Engine, SessionSpec
-from engine.errors import CommandNotFound, NoSpace
+from engine.errors import CannotCheckpoint, CommandNotFound, NoSpace
 from engine.lifecycle import resume
 from engine.session import Exit
 
@@ -77,3 +77,14 @@ def test_forks_have_their_own(engine: Engine, job: str) -> None:
         assert inside(engine, name, "ls /w/d") == ""
     assert engine.resume(job).strategy == "stack"
     assert inside(engine, job, "ls /w/d") == ""
+
+
+def test_in_a_directory_whose_name_is_no_text_the_files_alone_are_kept(engine: Engine) -> None:
+    engine.run(shell(f"cd /; mkdir -p /w; d=/w/`printf '\\377'`; {WRITER.replace('/w/d', '$d')}", name="a"))
+    until(engine, "a", b"ready\n")
+    with pytest.raises(CannotCheckpoint):
+        engine.pause("a", mode="process")
+    written(engine, "a", "on")
+    assert inside(engine, "a", "ls /w/* | grep -c link_remap") == "0\n"
+    assert engine.pause("a").mode == "filesystem"
+    engine.resume("a")

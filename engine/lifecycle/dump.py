@@ -146,7 +146,7 @@ def _describe(root: Root, job: Job, init: processes.Init, images: Path, seen: ch
             host=checkpoint.host_facts(),
             init=init.program,
             memory=sum(entry.stat().st_size for entry in os.scandir(images) if entry.name.startswith("pages-")),
-            remaps=layers.keep_files(images.parent, checkpoint.link_remaps(images)),
+            remaps=layers.keep_files(images.parent, _named(checkpoint.link_remaps(images))),
             connections=seen.connections,
             placements=seen.placements,
             address=job.address.job if job.address is not None else None,
@@ -156,6 +156,14 @@ def _describe(root: Root, job: Job, init: processes.Init, images: Path, seen: ch
         )
     except OSError as error:
         raise from_os(error, "keep what belongs to the processes") from error
+
+
+def _named(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises CannotCheckpoint for a path that no catalog can hold."""
+    for path in paths:
+        if any("\ud800" <= letter <= "\udfff" for letter in path):
+            raise _cannot(checkpoint.obstacle("criu-failed", f"a file that has lost a name lies at {path!r}, no text"))
+    return paths
 
 
 def _keep_shm(init: int, images: Path) -> bool:

@@ -9,20 +9,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine import session, store
+from engine.archive.manifest import LOG_MAX
 from engine.errors import from_os
 from engine.lifecycle import sessions
 from engine.model import Context
 
+FILES_MAX = 4 * (1024 + 64)
+"""of the sessions that may live at once, and of the ended ones that init keeps"""
+
 
 def keep(io: Path, kept: Path) -> dict[str, int]:
-    """Link what belongs to sessions: a log only grows, so that its size at the cut is enough to have it as it was."""
+    """Link what belongs to sessions: a log only grows, so that its size at the cut is enough to have it as it was. What
+    isn't what init writes is passed over."""
     kept.mkdir()
-    sizes = {}
-    for entry in os.scandir(io):
-        status = entry.stat(follow_symlinks=False)
-        if stat.S_ISREG(status.st_mode) and entry.name.partition(".")[2] in ("spec", "status", "log", "log.old"):
-            os.link(entry.path, kept / entry.name, follow_symlinks=False)
-            sizes[entry.name] = status.st_size
+    sizes: dict[str, int] = {}
+    names = filter(session.files.WRITTEN.fullmatch, os.listdir(io))
+    for name in sorted(names, key=lambda name: int(name.partition(".")[0])):
+        status = (io / name).lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= LOG_MAX and len(sizes) < FILES_MAX:
+            os.link(io / name, kept / name, follow_symlinks=False)
+            sizes[name] = status.st_size
     return sizes
 
 
