@@ -4,6 +4,7 @@ what the crash tables of engine/lifecycle say, and no session runs twice for it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from collections.abc import Iterator
 
 import leftovers
 import pytest
+from counters import counter, counts_on
 from roots import inside, shell, until, wait_for
 
-from engine import Engine, JobSpec, JobState, Limits, SessionSpec, steps
-from engine.errors import BadPath
+from engine import Engine, Job, JobSpec, JobState, Limits, SessionSpec, steps
+from engine.errors import BadPath, SeracError
 
 pytestmark = pytest.mark.root
 
@@ -101,6 +103,28 @@ def test_what_breaks_off_after_the_commit_does_not_undo_a_pause(engine: Engine, 
     wait_for(lambda: counted(engine, "b") == 2)
     engine.resume("a")
     wait_for(lambda: counted(engine, "a") == 2)
+
+
+def test_a_catalog_that_can_not_be_read_after_the_commit_costs_no_processes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter(engine)
+    catalog, failures = engine._root.catalog, [OSError(errno.EMFILE, "too many open files")]
+    job_with = catalog.job_with
+
+    def failing(ref: str) -> Job:
+        job = job_with(ref)
+        if job.state is JobState.PAUSED and failures:
+            raise failures.pop()
+        return job
+
+    monkeypatch.setattr(catalog, "job_with", failing)
+    with pytest.raises((OSError, SeracError)):
+        engine.pause("a", mode="process")
+    assert not failures
+    assert engine.job("a").state is JobState.PAUSED
+    assert engine.resume("a").mode == "process"
+    counts_on(engine, "a")
 
 
 @pytest.mark.parametrize("pinned", [False, True], ids=["reuse", "stack"])

@@ -63,8 +63,12 @@ def dumped(root: Root, job: Job, begun: criu.Begun) -> Iterator[ProcessImage]:
         try:
             yield image
         finally:
-            # Committed, whatever has broken the block off.
-            if root.catalog.job_with(job.id).state is not JobState.PAUSING:
+            try:
+                state = root.catalog.job_with(job.id).state
+            except BaseException:  # who mends the job sees whether it was committed
+                failure.pop_all()
+                raise
+            if state is not JobState.PAUSING:  # committed, whatever has broken the block off
                 failure.pop_all()
                 talk.conversation.agree()
         with step("pause.kill", job=job.id), contextlib.suppress(checkpoint.CriuGone, checkpoint.Refused, Timeout):
