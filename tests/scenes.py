@@ -191,6 +191,14 @@ def pages_came(engine: Engine) -> None:
     wait_for(lambda: "populated 0" in Path(group.path, "cgroup.events").read_text())
 
 
+def pages_came_and_over(engine: Engine) -> None:
+    """And then the job ended by itself."""
+    pages_came(engine)
+    os.kill(init(engine), signal.SIGTERM)
+    group = engine._root.group_of(engine._root.catalog.job("a"))
+    wait_for(lambda: "populated 0" in Path(group.path, "cgroup.events").read_text())
+
+
 def pages_lost(engine: Engine) -> None:
     """What was to bring memory back was killed before it could say that all is in."""
     pages_came(engine)
@@ -292,6 +300,9 @@ SCENES = {
         none_is_pinned,
     ),
     "settle": Scene("engine.job('a')", (job, over), states("failed", "exited"), None, is_in("failed", "exited")),
+    "settle-loaded": Scene(
+        "engine.job('a')", (job, paused("process"), pages_came_and_over), states("exited"), None, memory_is_whole
+    ),
     "loaded": Scene("engine.job('a')", (job, paused("process"), pages_came), RUNS, None, memory_is_whole),
     "archive": Scene(f"engine.snapshot_archive({SNAPSHOT})", chain("process"), STAYS, None, is_archived),
     "flatten": Scene(f"engine.snapshot_flatten({SNAPSHOT})", chain("process"), STAYS, None, is_flat),

@@ -1,6 +1,7 @@
-"""A job may end while no engine looks. Whoever looks next settles it: takes down what is left, then one COMMIT:
-``exited`` with its status, or ``failed`` with the reason. Killed in between: the next one who looks does it again. Of
-one that failed, and is to be kept then, a snapshot is made (`engine.lifecycle.keep`)."""
+"""A job may end while no engine looks. Whoever looks next settles it: where its memory came, commits that
+(`engine.lifecycle.lazy`); takes down what is left; then one COMMIT: ``exited`` with its status, or ``failed`` with the
+reason. Killed in between: the next one who looks does it again. Of one that failed, and is to be kept then, a snapshot
+is made (`engine.lifecycle.keep`)."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ def settle(root: Root, job: Job) -> Job:
     if job.state not in LIVE or processes.alive(root, job):
         return keep.keep(root, job)
     why = lazy.verdict(root, job) if job.loading is not None else None
+    if why is None:  # before the run directory goes, which tells it
+        job = lazy.complete(root, job)
     with step("settle.release", job=job.id):
         processes.take_down(root, job)
         if job.upper is not None:  # a resume was not finished, perhaps
@@ -27,7 +30,7 @@ def settle(root: Root, job: Job) -> Job:
         settled = root.put(_ended(root, job, why))
     facts = {} if settled.status is None else {"status": settled.status}
     root.journal.add(settled.state.value, job=job.id, name=job.name, reason=settled.failure, facts=facts)
-    return keep.keep(root, lazy.complete(root, settled)) if why is None else settled
+    return keep.keep(root, settled)
 
 
 def _ended(root: Root, job: Job, why: str | None) -> Job:

@@ -29,10 +29,12 @@ def stop(root: Root, job: Job, *, grace: float | None) -> Job:
         processes.signal_init(root, job, signal.SIGTERM)
         processes.wait_init(root, job, timeout=root.config.settings.stop_grace if grace is None else grace)
     with step("stop.kill", job=job.id):
+        if job.loading is not None:  # nobody needs the rest of its memory: said before the run directory goes
+            cgroup.kill(root.group_of(job), timeout=root.timeout)
+            job = lazy.complete(root, job)
         processes.take_down(root, job)
     with step("stop.commit", job=job.id):
-        ended = root.put(_stopped(root, job))
-    return lazy.complete(root, ended)
+        return root.put(_stopped(root, job))
 
 
 def _stopped(root: Root, job: Job) -> Job:
