@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from commands import Command, serac
 from roots import another_root, inside, output, shell, steps, until, wait_for
+from test_races import meanwhile
 
 from engine import Engine, JobSpec, JobState, SessionSpec
-from engine.errors import InvalidInput, NotFound, WrongState
+from engine.errors import Busy, InvalidInput, NotFound, WrongState
 from engine.model import Mode, Question
 
 __all__ = ["serac"]  # fixture
@@ -63,6 +64,21 @@ def test_a_fork_has_an_answer_of_its_own(engine: Engine) -> None:
     lines = {"yes": "forked true", "no": "forked false", "nothing": "forked null", "a": "resumed null"}
     assert said == {name: f"{line}\nwent on\n" for name, line in lines.items()}
     assert all(engine.wait(name, timeout=30).status == 0 for name in lines)
+
+
+def test_a_fork_that_is_told_can_not_be_paused_meanwhile(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.run(shell(DEPLOY, name="a"))
+    asked(engine, "a")
+    snapshot = engine.pause("a", mode="process").snapshot
+
+    def pause() -> None:
+        with Engine(engine.config.root, timeout=0.2) as other, pytest.raises(Busy):
+            other.pause("b", mode="filesystem")
+
+    moment = meanwhile(monkeypatch, "engine.lifecycle.asking._tell", pause)
+    assert engine.fork(snapshot, name="b", answer=1).untold is None
+    assert moment.came
+    assert output(engine, "b") == "forked 1\nwent on\n"
 
 
 def test_an_answer_without_a_pause(engine: Engine) -> None:

@@ -73,7 +73,9 @@ def fork(root: Root, snapshot: Snapshot, how: resume.How, *, name: str | None, e
         if back:
             born = _bring_back(root, job, snapshot, keep_tcp=how.keep_tcp, lazily=choice.lazy)
             untold = wake.introduce(root, born.job) or wake.tell(root, born.job, born.generation)
-            untold = asking.tell(root, born.job) or untold
+            if asking.untold(born.job):
+                with contextlib.suppress(Busy, NotFound), root.locked(born.job.id):  # who has the lock tells it
+                    untold = asking.tell(root, born.job) or untold
         else:
             born = _start_copy(root, job, snapshot, env, idle=how.idle)
             untold = None
