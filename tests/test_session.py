@@ -297,6 +297,25 @@ def test_errors_of_init_become_errors_of_ours(tmp_path: Path, number: int, what:
         connection.start(SessionSpec(argv=("x",)))
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        session.Connection.sessions,
+        session.Connection.watch,
+        session.Connection.quiesce,
+        lambda connection: connection.attach(1),
+        lambda connection: connection.signal(9, 1),
+        lambda connection: connection.answer("resumed"),
+    ],
+    ids=["sessions", "watch", "quiesce", "attach", "signal", "answer"],
+)
+def test_whatever_init_refuses_is_an_error_of_ours(tmp_path: Path, ask: Callable[[session.Connection], object]) -> None:
+    refusal = Message(type=Type.ERROR, offset=errno.EACCES, payload=b"no").encode()
+    init = Impostor(tmp_path, [HELLO, refusal])
+    with init, session.connect(tmp_path, timeout=30) as connection, pytest.raises(SeracError):
+        ask(connection)
+
+
 # The bytes.
 
 

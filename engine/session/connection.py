@@ -134,10 +134,7 @@ class Connection:
 
     def greet(self) -> None:
         """Wait for init's first word. Raises WrongState, Timeout, Busy, ProtocolError."""
-        try:
-            hello = self._reply(Type.HELLO)
-        except _Refused as refusal:
-            raise _error(refusal) from refusal
+        hello = self._answer(Type.HELLO)
         if hello.session != VERSION:
             raise ProtocolError(
                 f"the job's init speaks version {hello.session} of the protocol, this serac {VERSION}",
@@ -237,7 +234,7 @@ class Connection:
         """Every session that runs."""
         self._send(Message(type=Type.LIST))
         found: list[SessionStatus] = []
-        while (message := self._reply(Type.LISTED)).session != LIST_END:
+        while (message := self._answer(Type.LISTED)).session != LIST_END:
             if len(found) == SESSIONS_MAX:
                 raise ProtocolError("init lists more sessions than there can be")
             found.append(decode_status(message.payload, message.session))
@@ -294,8 +291,12 @@ class Connection:
 
     def _request(self, message: Message, expected: Type) -> None:
         self._send(message)
+        self._answer(expected)
+
+    def _answer(self, expected: Type) -> Message:
+        """The same as `_reply` where a refusal means nothing special."""
         try:
-            self._reply(expected)
+            return self._reply(expected)
         except _Refused as refusal:
             raise _error(refusal) from refusal
 
