@@ -4,6 +4,7 @@
 #include "session.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -67,7 +68,7 @@ static uint32_t wanted(const struct connection *connection) {
         return EPOLLOUT;
     uint32_t events = connection->stuck ? 0 : EPOLLIN;
     /* A peer that is gone wants no output, but what it sent is still to be taken. */
-    if (view && !connection->parted && (connection->cursor < view->log.end || view->state == ENDED))
+    if (view && !connection->gone && (connection->cursor < view->log.end || view->state == ENDED))
         events |= EPOLLOUT;
     return events;
 }
@@ -79,9 +80,20 @@ void connection_wait(struct connection *connection) {
 
 static void receive(struct connection *connection);
 
+/* The peer has closed: nothing of its input waits for room here any more. */
+static void peer_left(struct connection *connection) {
+    connection->gone = true;
+    connection->stuck = connection->stuck && connection->view->spec.terminal;
+}
+
 /* What was sent to a session before the peer could know: after this nothing can be, the peer is told. */
 static void take_rest(struct connection *connection) {
-    if (!connection->view || shutdown(connection->source.fd, SHUT_RD) < 0)
+    struct pollfd look = {.fd = connection->source.fd};
+    if (!connection->view)
+        return;
+    if (poll(&look, 1, 0) == 1)
+        peer_left(connection);
+    if (shutdown(connection->source.fd, SHUT_RD) < 0)
         return;
     while (!connection->broken && !connection->stuck)
         receive(connection);
@@ -97,7 +109,7 @@ static void leave_view(struct connection *connection, bool quietly) {
     }
     if (session->feeder == connection) {
         session->feeder = NULL;
-        if (!quietly)
+        if ((!quietly || connection->gone) && !session->rest)
             stream_input_end(session);
     }
     if (holder_here())
@@ -229,10 +241,10 @@ static bool take(struct connection *connection, struct packet *packet, int flags
 }
 
 /* The packet stays at the head of the peer's queue until all of it found room: no buffer of ours, and the peer waits.
- */
+ * Of a peer that has gone it is kept: that waits for nothing, and its connection can't be for a checkpoint. */
 static void feed(struct connection *connection, const struct packet *packet) {
     struct session *session = connection->view;
-    if (session->input.fd >= 0 && !session->spec.terminal && !session->feeder) {
+    if (session->input.fd >= 0 && !session->spec.terminal && !session->feeder && !session->rest) {
         session->feeder = connection;
         if (!session->reader)
             session->reader = connection;
@@ -242,8 +254,11 @@ static void feed(struct connection *connection, const struct packet *packet) {
         return;
     }
     size_t left = packet->head.length - connection->fed, took = left;
+    const char *bytes = packet->payload + connection->fed;
     if (session->input.fd >= 0 && left > 0)
-        took = stream_feed(session, packet->payload + connection->fed, left);
+        took = session->rest ? 0 : stream_feed(session, bytes, left);
+    if (took < left && connection->gone && !session->spec.terminal)
+        took += stream_keep(session, bytes + took, left - took);
     connection->fed += took;
     session->taken += took;
     connection->stuck = connection->fed < packet->head.length;
@@ -268,7 +283,7 @@ static void attached_message(struct connection *connection, const struct packet 
         feed(connection, packet);
         return;
     case M_INPUT_END:
-        if (!session->spec.terminal && (!session->feeder || session->feeder == connection))
+        if (!session->spec.terminal && !session->rest && (!session->feeder || session->feeder == connection))
             stream_input_end(session);
         return;
     case M_RESIZE:
@@ -304,9 +319,9 @@ static void receive(struct connection *connection) {
 static void connection_ready(struct source *source, uint32_t events) {
     struct connection *connection = OWNER(source, struct connection, source);
     bool hung_up = events & (EPOLLHUP | EPOLLERR);
-    if (connection->stuck && hung_up)
-        connection->parted = true;
-    else if (!connection->broken && (events & EPOLLOUT) && connection->listing >= 0)
+    if (hung_up)
+        peer_left(connection);
+    if (!connection->broken && (events & EPOLLOUT) && connection->listing >= 0)
         control_list(connection);
     else if (!connection->broken && (events & EPOLLOUT) && connection->view && !hung_up) /* what it sent comes first */
         serve(connection);

@@ -28,7 +28,7 @@ struct connection {
     bool told;                /* the last message was M_EXIT */
     size_t fed;               /* bytes of the M_INPUT at the head of its queue that were taken */
     bool stuck;               /* the rest of that waits for room */
-    bool parted;              /* the peer closed while it was stuck */
+    bool gone;                /* the peer has closed; what it sent is still to be taken, all of it */
     bool asking;              /* its question is open, or waits for its turn */
     char *question;           /* while it is asking: the records of M_ASK */
     size_t question_size;
@@ -67,7 +67,8 @@ void connection_attach(struct connection *connection, struct session *session, u
 /* Waits for what it can go on with. */
 void connection_wait(struct connection *connection);
 
-/* Lets it go; `quietly`: what it feeds is not at its end by that, and takes what it has room for of what was sent. */
+/* Lets it go; `quietly`: what it feeds is not at its end by that, unless the peer has closed it, and takes what it has
+ * room for of what was sent. */
 void connection_close(struct connection *connection, bool quietly);
 
 /* Every connection that watches the session has something to do; its input has room again. */

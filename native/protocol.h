@@ -126,7 +126,7 @@
  * M_INPUT_END feeds it, and is then the one that is waited for when it lags.  M_ATTACHED to a session with stdin=1 says
  * how many bytes of M_INPUT it took (or dropped) since it began, so that who fed it knows what to send again.
  * M_QUIESCE lets starts that are under way be answered, takes what attached ones have sent already as far as there is
- * room for it, kills the sessions with lent files, and is answered when they are reaped and every connection is closed but
+ * room for it (what those have sent that are closed: all), kills the sessions with lent files, and is answered when they are reaped and every connection is closed but
  * those that ask or hold from inside: their answer comes after the pause.  Each terminal's holder is then younger than every
  * process that was there before, unless one takes more than 5 seconds for that.  From then on, until somebody connects
  * again, no process of the job holds a descriptor that was a client's, nor a log open for reading.  A second M_QUIESCE

@@ -40,9 +40,11 @@ struct session {
     struct connection *starter; /* waits for M_STARTED */
     struct connection *feeder;  /* whose M_INPUT standard input takes */
     uint64_t taken;             /* bytes of M_INPUT, of a session of pipes */
-    struct connection *reader;  /* who started it and stays: for this one alone the session waits, when it lags */
-    bool held;                  /* it waits for its reader */
-    unsigned views;             /* connections that watch it, in this process */
+    char *rest;                 /* the last of its input: what a feeder that has gone sent and found no room for */
+    size_t rest_size, rest_at;
+    struct connection *reader; /* who started it and stays: for this one alone the session waits, when it lags */
+    bool held;                 /* it waits for its reader */
+    unsigned views;            /* connections that watch it, in this process */
 
     pid_t holder;
     pid_t former;          /* its holder before, until it is reaped */
@@ -109,6 +111,8 @@ void stream_drain(struct session *session);
 void stream_close(struct session *session);
 /* Takes bytes for its input: how many, 0 when there is no room just now (stream_writable follows). */
 size_t stream_feed(struct session *session, const char *bytes, size_t size);
+/* Keeps bytes until there is room, 0 when there is no memory; with the last of them its input is at its end. */
+size_t stream_keep(struct session *session, const char *bytes, size_t size);
 void stream_input_end(struct session *session);
 
 /* holder.c, in init */

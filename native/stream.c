@@ -1,8 +1,10 @@
+#include "cleanup.h"
 #include "connection.h"
 #include "session.h"
 
 #include <errno.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -47,8 +49,17 @@ static void second_ready(struct source *source, uint32_t events) {
 
 static void input_ready(struct source *source, uint32_t events) {
     (void)events;
+    struct session *session = OWNER(source, struct session, input);
     loop_watch(source, 0);
-    connections_writable(OWNER(source, struct session, input));
+    if (!session->rest) {
+        connections_writable(session);
+        return;
+    }
+    size_t left = session->rest_size - session->rest_at;
+    size_t took = stream_feed(session, session->rest + session->rest_at, left);
+    session->rest_at += took;
+    if (took == left)
+        stream_input_end(session);
 }
 
 int stream_watch(struct session *session) {
@@ -82,6 +93,8 @@ void stream_drain(struct session *session) {
 }
 
 void stream_input_end(struct session *session) {
+    free(steal_pointer(&session->rest));
+    session->rest_size = session->rest_at = 0;
     loop_drop(&session->input);
     connections_writable(session);
 }
@@ -106,4 +119,14 @@ size_t stream_feed(struct session *session, const char *bytes, size_t size) {
     if (took < (ssize_t)size)
         loop_watch(&session->input, EPOLLOUT);
     return took > 0 ? (size_t)took : 0;
+}
+
+size_t stream_keep(struct session *session, const char *bytes, size_t size) {
+    char *rest = realloc(session->rest, session->rest_size + size);
+    if (!rest)
+        return 0;
+    memcpy(rest + session->rest_size, bytes, size);
+    session->rest = rest;
+    session->rest_size += size;
+    return size;
 }

@@ -143,6 +143,18 @@ def test_input_ends_with_its_connection(job: InitJob) -> None:
     assert (output(events), ending(events)) == (b"the last words\n", (0, None))
 
 
+def test_who_leaves_with_input_stuck_holds_no_output_up(job: InitJob) -> None:
+    """It would be waited for where it lags, and the command, which waits for room, reads no input then."""
+    with job.connect() as connection:
+        script = f"read go < {fifo(job)}; head -c 12000000 /dev/zero; cat | wc -c >&2"
+        status = connection.start(shell(script), attach=True, stdin=True)
+        connection.send(b"x" * (1 << 20))
+    Path(fifo(job)).write_text("go\n")
+    settle(lambda: not session.statuses(job.io)[status.id].running)
+    events = wait_exit(job, status.id)
+    assert (len(output(events)), output(events, 2).strip()) == (12_000_000, b"1048576")
+
+
 def outside(job: InitJob) -> list[str]:
     """Descriptors of the job's processes, but those that init and its sessions have of their own."""
     found = []
@@ -232,6 +244,37 @@ def test_what_was_sent_before_quiesce_is_taken_as_far_as_there_is_room(job: Init
         again.send(data[again.taken :])
         again.close_input()
         assert output(again.events()) == data
+
+
+def test_all_that_was_sent_by_who_has_left_is_taken_before_quiesce(job: InitJob) -> None:
+    data = os.urandom(1 << 20)
+    with job.connect() as feeding:
+        status = feeding.start(shell(f"read go < {fifo(job)}; cat"), attach=True, stdin=True)
+        feeding.send(data)
+    with job.connect() as control:
+        control.quiesce()
+    with job.connect() as watching:
+        watching.attach(status.id)
+        assert watching.taken == len(data)
+        Path(fifo(job)).write_text("go\n")
+        assert output(watching.events()) == data
+
+
+def test_input_of_who_has_left_is_not_mixed_with_that_of_others(job: InitJob) -> None:
+    with job.connect() as feeding:
+        status = feeding.start(shell(f"read go < {fifo(job)}; cat"), attach=True, stdin=True)
+        feeding.send(b"x" * (1 << 20))
+    with job.connect() as control:
+        control.quiesce()
+    with job.connect() as other, job.connect() as watching:
+        watching.attach(status.id)
+        other.attach(status.id)
+        other.close_input()
+        other.send(b"y")
+        with pytest.raises(Busy):
+            list(other.events())
+        Path(fifo(job)).write_text("go\n")
+        assert output(watching.events()) == b"x" * (1 << 20)
 
 
 def test_keys_typed_before_quiesce_reach_the_terminal(job: InitJob) -> None:
