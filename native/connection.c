@@ -34,10 +34,15 @@ void connection_part(struct connection *connection) {
     connection_wait(connection);
 }
 
+/* That the peer is gone ends nothing yet: what it sent before comes first. */
+static bool peer_gone(void) {
+    return errno == EPIPE || errno == ECONNRESET;
+}
+
 void connection_send(struct connection *connection, const struct message *head, const void *payload) {
     struct iovec parts[] = {{(void *)head, sizeof *head}, {(void *)payload, head->length}};
     struct msghdr packet = {.msg_iov = parts, .msg_iovlen = 2};
-    if (!connection->broken && sendmsg(connection->source.fd, &packet, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+    if (!connection->broken && sendmsg(connection->source.fd, &packet, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && !peer_gone())
         connection_part(connection);
 }
 
@@ -163,7 +168,7 @@ static ssize_t send_messages(struct connection *connection, const char *bytes, s
         if (whole > size - sent)
             break;
         if (send(connection->source.fd, bytes + sent, whole, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-            return errno == EAGAIN || errno == EINTR ? 0 : -1;
+            return errno == EAGAIN || errno == EINTR || peer_gone() ? 0 : -1;
         connection->told = head.type == M_EXIT;
         connection->cursor += whole;
         sent += whole;
@@ -188,9 +193,17 @@ static void serve(struct connection *connection) {
     }
 }
 
+/* That the peer left something unread is said once, before what it sent. */
+static ssize_t hear(struct connection *connection, struct msghdr *packet, int flags) {
+    int all = flags | MSG_DONTWAIT | MSG_CMSG_CLOEXEC;
+    ssize_t size = recvmsg(connection->source.fd, packet, all);
+    return size < 0 && errno == ECONNRESET ? recvmsg(connection->source.fd, packet, all) : size;
+}
+
 /* The next packet's head, left in the queue: 1, 0 when there is none or it was refused. */
 static int peek(struct connection *connection, struct message *head) {
-    ssize_t size = recv(connection->source.fd, head, sizeof *head, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
+    struct iovec part = {head, sizeof *head};
+    ssize_t size = hear(connection, &(struct msghdr){.msg_iov = &part, .msg_iovlen = 1}, MSG_PEEK | MSG_TRUNC);
     if (size <= 0) {
         if (size == 0 || (errno != EAGAIN && errno != EINTR))
             connection_part(connection);
@@ -231,7 +244,7 @@ static bool take(struct connection *connection, struct packet *packet, int flags
         whole.msg_control = &control;
         whole.msg_controllen = sizeof control;
     }
-    if (!packet->payload || recvmsg(connection->source.fd, &whole, flags | MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0) {
+    if (!packet->payload || hear(connection, &whole, flags) < 0) {
         connection_fail(connection, errno, "packet");
         return false;
     }
@@ -265,7 +278,7 @@ static void feed(struct connection *connection, const struct packet *packet) {
     if (connection->stuck)
         return;
     connection->fed = 0;
-    recv(connection->source.fd, NULL, 0, MSG_TRUNC | MSG_DONTWAIT);
+    hear(connection, &(struct msghdr){0}, 0);
 }
 
 static void resize(struct connection *connection, uint64_t size) {

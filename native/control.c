@@ -141,14 +141,14 @@ void control_started(struct connection *connection, struct session *session) {
     struct message head = {.type = M_STARTED, .session = session->id, .time = session->started};
     head.length = (uint32_t)snprintf(pid, sizeof pid, "pid=%d", session->pid) + 1;
     connection_send(connection, &head, pid);
-    if (!session->spec.attach || connection->broken) {
-        connection_wait(connection);
-    } else if (session->spec.terminal) {
-        hand_over(connection, session, OFFSET_BEGIN, true);
-    } else {
+    if (session->spec.attach && !session->spec.terminal) { /* broken too: the input ends when it is closed */
         session->feeder = session->spec.input ? connection : NULL;
         session->reader = connection;
         connection_attach(connection, session, OFFSET_BEGIN);
+    } else if (session->spec.attach && !connection->broken) {
+        hand_over(connection, session, OFFSET_BEGIN, true);
+    } else {
+        connection_wait(connection);
     }
 }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -143,6 +145,31 @@ def test_input_ends_with_its_connection(job: InitJob) -> None:
     assert (output(events), ending(events)) == (b"the last words\n", (0, None))
 
 
+def test_input_of_who_leaves_output_unread_is_taken(job: InitJob) -> None:
+    """The kernel says once that the connection was reset, before it gives what was sent."""
+    with job.connect() as connection:
+        status = connection.start(shell(f"echo unread; read go < {fifo(job)}; cat | wc -c"), attach=True, stdin=True)
+        assert select.select([connection], [], [], initjob.TIMEOUT)[0]
+        connection.send(b"x" * (1 << 20))
+    Path(fifo(job)).write_text("go\n")
+    assert output(wait_exit(job, status.id)) == b"unread\n1048576\n"
+
+
+def test_input_ends_with_who_left_before_the_session_had_started(job: InitJob) -> None:
+    for number in range(1, 21):
+        with job.raw() as starting:
+            spec = protocol.encode_spec(SessionSpec(argv=("cat",), env=PATH, id=number), attach=True, stdin=True)
+            starting.send(Message(type=Type.START, payload=spec).encode())
+            starting.send(Message(type=Type.INPUT, payload=b"words").encode())
+        settle(functools.partial(ended, job, number))
+        assert output(wait_exit(job, number)) == b"words"
+
+
+def ended(job: InitJob, number: int) -> bool:
+    status = session.statuses(job.io).get(number)
+    return status is not None and not status.running
+
+
 def test_who_leaves_with_input_stuck_holds_no_output_up(job: InitJob) -> None:
     """It would be waited for where it lags, and the command, which waits for room, reads no input then."""
     with job.connect() as connection:
@@ -150,7 +177,7 @@ def test_who_leaves_with_input_stuck_holds_no_output_up(job: InitJob) -> None:
         status = connection.start(shell(script), attach=True, stdin=True)
         connection.send(b"x" * (1 << 20))
     Path(fifo(job)).write_text("go\n")
-    settle(lambda: not session.statuses(job.io)[status.id].running)
+    settle(lambda: ended(job, status.id))
     events = wait_exit(job, status.id)
     assert (len(output(events)), output(events, 2).strip()) == (12_000_000, b"1048576")
 
