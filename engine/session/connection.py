@@ -14,16 +14,9 @@ from types import TracebackType
 from typing import Self
 
 from engine.errors import (
-    BadPath,
-    Busy,
-    CommandNotExecutable,
-    CommandNotFound,
     InvalidInput,
-    LaunchFailed,
-    NoSpace,
     NotFound,
     ProtocolError,
-    SeracError,
     Timeout,
     WrongState,
     from_os,
@@ -43,10 +36,10 @@ from engine.session.protocol import (
     decode_status,
     encode_answer,
     encode_spec,
-    error_text,
     event,
     number,
 )
+from engine.session.refusal import Refused, error_of, start_error
 
 START = 0
 """from the oldest byte that is kept"""
@@ -158,8 +151,8 @@ class Connection:
         self._send(Message(type=Type.START, payload=encode_spec(spec, attach=attach, stdin=stdin)), lend or ())
         try:
             reply = self._reply(Type.STARTED)
-        except _Refused as refusal:
-            raise _start_error(refusal, spec) from refusal
+        except Refused as refusal:
+            raise start_error(refusal, spec) from refusal
         if attach:
             self.session, self.tty = reply.session, spec.tty is not None
             self.taken = 0 if stdin and not self.tty else None
@@ -173,10 +166,10 @@ class Connection:
         self._send(Message(type=Type.ATTACH, session=session, offset=offset))
         try:
             reply = self._reply(Type.ATTACHED)
-        except _Refused as refusal:
+        except Refused as refusal:
             if refusal.errno == errno.ESRCH:
                 raise NotFound(f"no session {session} runs in the job") from refusal
-            raise _error(refusal) from refusal
+            raise error_of(refusal) from refusal
         spec = files.spec(self._io, session)
         self.session, self.tty = session, spec is not None and spec.tty is not None
         self.offset = reply.offset
@@ -196,8 +189,8 @@ class Connection:
         if message is None:
             return None
         if message.type == Type.ERROR:
-            refusal = _Refused(message)
-            raise _error(refusal) from refusal
+            refusal = Refused(message)
+            raise error_of(refusal) from refusal
         if message.session != self.session:
             raise ProtocolError("init sent the output of another session")
         return event(message)
@@ -253,7 +246,7 @@ class Connection:
         try:
             self._send(Message(type=Type.WATCH))
             self._reply(Type.OK)
-        except _Refused as refusal:
+        except Refused as refusal:
             raise ProtocolError("the job's init can't say when something asks", hint="update serac") from refusal
 
     def asked(self) -> int | None:
@@ -297,17 +290,17 @@ class Connection:
         """The same as `_reply` where a refusal means nothing special."""
         try:
             return self._reply(expected)
-        except _Refused as refusal:
-            raise _error(refusal) from refusal
+        except Refused as refusal:
+            raise error_of(refusal) from refusal
 
     def _reply(self, expected: Type) -> Message:
-        """Raises _Refused for an M_ERROR, WrongState at the end of the connection, Timeout, ProtocolError."""
+        """Raises Refused for an M_ERROR, WrongState at the end of the connection, Timeout, ProtocolError."""
         self._socket.settimeout(self._timeout)
         message = self._receive()
         if message is None:
             raise WrongState("the job's init closed the connection: the job ends or is being paused")
         if message.type == Type.ERROR:
-            raise _Refused(message)
+            raise Refused(message)
         if message.type != expected:
             raise ProtocolError(f"init answered with a message of type {message.type}")
         return message
@@ -357,42 +350,3 @@ class Connection:
 def _taken(payload: bytes) -> int | None:
     taken = dict(decode_records(payload)).get("taken")
     return None if taken is None else number(taken)
-
-
-class _Refused(Exception):
-    """An M_ERROR: ``errno`` and ``what`` failed."""
-
-    def __init__(self, message: Message) -> None:
-        self.errno = message.offset
-        self.what = message.payload[:200].decode("ascii", "replace")
-        super().__init__(f"{self.what}: {error_text(self.errno)}")
-
-
-def _start_error(refusal: _Refused, spec: SessionSpec) -> SeracError:
-    command = spec.argv[0] if spec.argv else "/bin/sh"
-    if refusal.what == "exec" and refusal.errno in (errno.ENOENT, errno.ENOTDIR):
-        return CommandNotFound(f"no such command in the job: {command}")
-    if refusal.what == "exec":
-        return CommandNotExecutable(f"{command} can't be executed: {error_text(refusal.errno)}")
-    if refusal.what == "cwd":
-        return BadPath(f"can't work in {spec.workdir} of the job: {error_text(refusal.errno)}")
-    if refusal.what == "spec":
-        return InvalidInput(f"the job's init can't start that: {error_text(refusal.errno)}")
-    return _error(refusal)
-
-
-def _error(refusal: _Refused) -> SeracError:
-    what, number = refusal.what, refusal.errno
-    if (what, number) in (("session", errno.ESRCH), ("signal", errno.ESRCH)):
-        return NotFound("no such session runs in the job")
-    if (what, number) == ("ask", errno.ENOENT):
-        return NotFound("nobody in the job waits for an answer")
-    if what in ("sessions", "connections", "input", "fork") and number in (errno.EAGAIN, errno.EBUSY):
-        return Busy(f"the job's init can't take more: {refusal}", hint="try again when other sessions have ended")
-    if what in ("job", "id", "terminal"):
-        return WrongState(f"the job's init refused: {refusal}")
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"the job's init has no room: {refusal}")
-    if number in errno.errorcode:
-        return LaunchFailed(what, number, "")
-    return ProtocolError(f"init reported an error that there isn't: {number}")
