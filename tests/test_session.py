@@ -227,6 +227,25 @@ def test_an_init_that_answers_nothing_is_given_up(tmp_path: Path) -> None:
             connection.sessions()
 
 
+def test_input_is_not_given_up(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(os.fspath(tmp_path / "init.sock"))
+        listener.listen()
+        with session.reach(tmp_path, timeout=0.05) as connection:
+            sent: list[int] = []
+            sender = threading.Thread(target=lambda: sent.append(connection.send(bytes(8 << 20))))
+            peer, _ = listener.accept()
+            with peer:
+                peer.settimeout(30)
+                sender.start()
+                sender.join(0.5)
+                left = 8 << 20
+                while left > 0 and (packet := peer.recv(HEAD.size + (32 << 10))):
+                    left -= len(packet) - HEAD.size
+            sender.join()
+        assert (left, sent) == (0, [8 << 20])
+
+
 @pytest.mark.parametrize(
     "greeting",
     [

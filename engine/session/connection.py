@@ -90,8 +90,7 @@ def _enlarge(sock: socket.socket) -> None:
 
 def _reach(sock: socket.socket, path: Path, timeout: float) -> None:
     """Connect by the socket's own inode, so that no link that the job made is followed. A full queue is waited for."""
-    seconds, fraction = divmod(max(timeout, 0.001), 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(fraction * 1e6)))
+    _limit(sock, max(timeout, 0.001))
     try:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -100,12 +99,19 @@ def _reach(sock: socket.socket, path: Path, timeout: float) -> None:
             sock.connect(f"/proc/self/fd/{fd}")
         finally:
             os.close(fd)
+        _limit(sock, 0)  # it would be one for what is sent, too
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise WrongState("the job has no init that could be asked: it doesn't run") from error
     except BlockingIOError as error:
         raise Timeout("the job's init took no connection in time") from error
     except OSError as error:
         raise from_os(error, "connect to the job's init") from error
+
+
+def _limit(sock: socket.socket, timeout: float) -> None:
+    """How long connect(2) waits where the queue is full, for at most; 0: for ever."""
+    seconds, fraction = divmod(timeout, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(fraction * 1e6)))
 
 
 class Connection:
