@@ -81,8 +81,9 @@ class AsyncConnection:
             self._connection.resize(rows, columns)
 
     async def signal(self, signo: int) -> None:
-        if await self._can_send():
-            self._connection.signal(signo)
+        """To the process group of the session, by a connection of its own, which takes a thread for a moment."""
+        if self.fileno() >= 0:
+            await asyncio.to_thread(self._connection.signal, signo)
 
     def fileno(self) -> int:
         return self._connection.fileno()

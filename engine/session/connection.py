@@ -55,6 +55,8 @@ SO_SNDBUFFORCE = 32
 """asm-generic/socket.h; the socket module doesn't have it"""
 SESSIONS_MAX = 1024
 LIST_END = (1 << 32) - 1
+SIGNAL_PATIENCE = 1.0
+"""seconds that a signal's answer is waited for, which a job that stands still gives when it goes on"""
 
 
 def connect(io: Path, *, timeout: float) -> Connection:
@@ -223,11 +225,18 @@ class Connection:
         self._send(Message(type=Type.RESIZE, offset=(rows & 0xFFFF) << 32 | (columns & 0xFFFF)))
 
     def signal(self, signo: int, session: int | None = None) -> None:
-        """To the process group of the session: the one viewed, or any by a control connection (raises NotFound)."""
-        if self.session >= 0:
-            self._send(Message(type=Type.SIGNAL, session=self.session, stream=signo))
-        else:
+        """To the process group of the session: the one viewed, or any by a control connection (raises NotFound).
+
+        That for the one viewed goes by a connection of its own, for on this one it would wait behind input. Raises
+        Busy, Timeout; nothing where the session has ended. A frozen job takes it when it is thawed."""
+        if self.session < 0:
             self._request(Message(type=Type.SIGNAL, session=session or 0, stream=signo), Type.OK)
+            return
+        with contextlib.suppress(NotFound, WrongState), reach(self._io, timeout=SIGNAL_PATIENCE) as control:
+            control._send(Message(type=Type.SIGNAL, session=self.session, stream=signo))
+            with contextlib.suppress(Timeout):
+                control.greet()
+                control._answer(Type.OK)
 
     def sessions(self) -> list[SessionStatus]:
         """Every session that runs."""

@@ -170,6 +170,24 @@ def ended(job: InitJob, number: int) -> bool:
     return status is not None and not status.running
 
 
+def test_a_signal_does_not_wait_behind_input(job: InitJob) -> None:
+    with job.connect() as connection:
+        connection.start(SessionSpec(argv=("sleep", "1000"), env=PATH), attach=True, stdin=True)
+        connection.send(b"x" * (1 << 20))
+        connection.signal(signal.SIGTERM)
+        assert ending(list(connection.events())) == (None, signal.SIGTERM)
+        connection.signal(signal.SIGTERM)
+
+
+def test_a_signal_for_a_job_that_stands_still_is_left_there(job: InitJob) -> None:
+    with job.connect() as connection:
+        connection.start(SessionSpec(argv=("sleep", "1000"), env=PATH), attach=True)
+        job.signal(signal.SIGSTOP)
+        connection.signal(signal.SIGTERM)
+        job.signal(signal.SIGCONT)
+        assert ending(list(connection.events())) == (None, signal.SIGTERM)
+
+
 def test_who_leaves_with_input_stuck_holds_no_output_up(job: InitJob) -> None:
     """It would be waited for where it lags, and the command, which waits for room, reads no input then."""
     with job.connect() as connection:
