@@ -329,6 +329,13 @@ static void receive(struct connection *connection) {
         close_at_exit(&packet.files[at]);
 }
 
+void connection_take_wish(struct connection *connection) {
+    struct message head;
+    if (!connection->asking && !connection->broken && !connection->view && peek(connection, &head) == 1 &&
+        (head.type == M_ASK || head.type == M_AWAKE))
+        receive(connection);
+}
+
 static void connection_ready(struct source *source, uint32_t events) {
     struct connection *connection = OWNER(source, struct connection, source);
     bool hung_up = events & (EPOLLHUP | EPOLLERR);

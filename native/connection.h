@@ -67,6 +67,9 @@ void connection_attach(struct connection *connection, struct session *session, u
 /* Waits for what it can go on with. */
 void connection_wait(struct connection *connection);
 
+/* Takes the M_ASK or M_AWAKE that it has sent, if that is what comes next. */
+void connection_take_wish(struct connection *connection);
+
 /* Lets it go; `quietly`: what it feeds is not at its end by that, unless the peer has closed it, and takes what it has
  * room for of what was sent. */
 void connection_close(struct connection *connection, bool quietly);

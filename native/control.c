@@ -201,6 +201,8 @@ static bool starting(void) {
 static void close_others(void) {
     for (size_t place = 0; place < CLIENTS_MAX; place++) {
         struct connection *other = connection_at(place);
+        if (other && other->inside)
+            connection_take_wish(other);
         /* Who asks from inside gets the answer after the pause: that is what it waits for. A lease outlives it too. */
         if (other && other != quiescing && !((other->asking || other->lease) && other->inside))
             connection_close(other, true);

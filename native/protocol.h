@@ -179,13 +179,16 @@
  *       holds as long as the command runs, and exits with its status, or with 125 if it can't hold; without a command
  *       until it is killed, or TIME is over.  TIME counts pauses: it is of the wall clock
  * The same without them, in Python (reason and state together at most 32 KiB):
- *   head, sock = struct.Struct("<BBHIIIQQ"), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
- *   sock.connect("/run/serac/init.sock")
+ *   head, packet = struct.Struct("<BBHIIIQQ"), b""
  *   payload = b"reason=deploy?\0" b'state={"commit": "4f0c2a91"}\0'
- *   sock.send(head.pack(15, 0, 0, 0, len(payload), 0, 0, 0) + payload)
- *   while (packet := sock.recv(1 << 16)) and packet[0] == 1: pass  # M_HELLO
+ *   while packet[:1] in b"\1":  # but M_HELLO nothing: init hung up, for it does so when the job is paused; ask again
+ *       sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+ *       sock.connect("/run/serac/init.sock")  # fails when the job ends
+ *       with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+ *           sock.send(head.pack(15, 0, 0, 0, len(payload), 0, 0, 0) + payload)
+ *           while (packet := sock.recv(1 << 16)) and packet[0] == 1: pass
  *   kind, records = packet[0], dict(part.split(b"=", 1) for part in packet[head.size:].split(b"\0") if b"=" in part)
- *   # kind 16: records[b"outcome"], records.get(b"state"); kind 19: an error; b"": the job ends
+ *   # kind 16: records[b"outcome"], records.get(b"state"); kind 19: an error
  *
  * LOG.  A log file is a `struct log_head` and then messages exactly as sent to attached clients (M_OUTPUT, M_STEP,
  * M_EXIT); `offset` in each is its own logical position: the byte position had the log never been rotated, counted

@@ -6,17 +6,21 @@ import errno
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import initjob
 import pytest
-from initjob import PATH, InitJob, ending, fifo, output, run, settle, until
+from initjob import PATH, InitJob, ending, fifo, output, run, settle, until, wait_exit
 
 from engine import session
 from engine.errors import NotFound
 from engine.model import SessionSpec
+from engine.session.protocol import Message, Type
 
 pytestmark = pytest.mark.root
 
@@ -116,6 +120,56 @@ def test_a_process_inside_asks_and_is_answered(job: InitJob, sanitized: Path) ->
         assert session.raw_question(job.io) is None
         with pytest.raises(NotFound):
             control.answer("refused")
+
+
+@pytest.mark.parametrize(("kind", "records"), [(15, "reason=x\\0"), (21, "until=0\\0")], ids=["ask", "awake"])
+def test_what_was_asked_just_before_quiesce_is_taken(job: InitJob, kind: int, records: str) -> None:
+    script = f"""
+import pathlib
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sock.connect(sys.argv[1] + "/init.sock")
+assert sock.recv(1000)[0] == 1
+print("in", flush=True)
+open({fifo(job)!r}).read()
+sock.send(head.pack({kind}, 0, 0, 0, {len(records) - 1}, 0, 0, 0) + b"{records}")
+pathlib.Path(sys.argv[1], "sent").touch()
+print(sock.recv(1000)[0])
+"""
+    with job.connect() as asking, job.connect() as control:
+        python = shutil.which("python3", path="/usr/bin:/bin")
+        assert python
+        spec = SessionSpec(argv=(python, "-c", INSIDE + script, os.fspath(job.io)), env=PATH)
+        status = asking.start(spec, attach=True)
+        until(asking.events(), b"in")
+        job.signal(signal.SIGSTOP)
+        control._send(Message(type=Type.QUIESCE))
+        Path(fifo(job)).write_text("go\n")
+        settle((job.io / "sent").exists)
+        job.signal(signal.SIGCONT)
+        control._answer(Type.OK)
+    with job.connect() as control:
+        if kind == 15:
+            control.answer("resumed")
+    assert output(wait_exit(job, status.id)) == b"in\n%d\n" % (16 if kind == 15 else 18)
+
+
+def test_the_recipe_for_asking_asks_again_when_init_hangs_up(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "native/protocol.h").read_text()
+    lines = text[text.index(" *   head, packet = ") : text.index(" *   # kind 16:")].splitlines()
+    recipe = "\n".join(line.removeprefix(" *   ") for line in lines).replace("/run/serac", os.fspath(tmp_path))
+    script = f"import contextlib, socket, struct\n{recipe}\nprint(kind, records[b'outcome'])"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+        door.bind(os.fspath(tmp_path / "init.sock"))
+        door.listen()
+        asker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        with asker:
+            for packets in ([], [1], [1, 16]):
+                peer, _ = door.accept()
+                with peer:
+                    for kind in packets:
+                        peer.send(Message(type=kind, payload=b"outcome=resumed\0").encode())
+                        peer.recv(1 << 16)  # of what is left unread it would hear
+            assert asker.communicate(timeout=initjob.TIMEOUT)[0] == b"16 b'resumed'\n"
 
 
 def test_a_question_goes_with_who_asked(job: InitJob, sanitized: Path) -> None:
