@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine import session, store
@@ -79,24 +79,25 @@ def copy(io: Path, kept: Path, sizes: Mapping[str, int]) -> None:
 
 def clear(io: Path, context: Context, away: Callable[[Path], None]) -> None:
     """Leave the next init what it may go on with: logs, what is known of sessions that had ended at the cut, and the
-    highest number that a session has had (``N.used``), for init goes on behind the numbers that it finds. The job could
-    write here, so that anything may lie in the way; so may files of a life that was given up."""
+    highest number that a session has had, for it goes on behind the numbers that it finds: ``N.used`` where nothing
+    else has it. The job could write here, so that anything may lie in the way; so may files of a life that came to
+    nothing."""
     coming, ended = context.sessions, context.ended
     if ended is None:
         ended = sessions.ended(session.statuses(io), coming)
-    used = io / f"{max(_numbers(io), default=0)}.used"
-    if used.is_symlink() or not used.is_file():
-        away(used)
-        store.write_aside(used, b"", mode=0o644)
+    entries = list(os.scandir(io))
+    last = max((_number(entry.name) for entry in entries), default=0)
     kept = {f"{number}.{kind}" for number in ended for kind in ("status", "spec", "log", "log.old")}
-    kept |= {f"{spec.id}.{kind}" for spec in coming for kind in ("log", "log.old")} | {used.name}
-    for entry in os.scandir(io):
-        if entry.name not in kept or not entry.is_file(follow_symlinks=False):
+    kept |= {f"{spec.id}.{kind}" for spec in coming for kind in ("log", "log.old")} | {f"{last}.used"}
+    stay = {entry.name for entry in entries if entry.name in kept and entry.is_file(follow_symlinks=False)}
+    for entry in entries:
+        if entry.name not in stay:
             away(Path(entry.path))
+    if last > max(map(_number, stay), default=0):
+        store.write_aside(io / f"{last}.used", b"", mode=0o644)
 
 
-def _numbers(io: Path) -> Iterator[int]:
-    """As init reads them from the names of files."""
-    for entry in os.scandir(io):
-        if match := _NUMBERED.match(entry.name):
-            yield int(match[0])
+def _number(name: str) -> int:
+    """That init takes a file for one of, as it does."""
+    match = _NUMBERED.match(name)
+    return int(match[0]) if match else 0
