@@ -7,12 +7,14 @@ import functools
 import hashlib
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from commands import Command, serac, up
-from roots import wait_for
+from roots import inside, wait_for
 from terminals import Terminal
 
 from engine import Engine, JobSpec, Step, session
@@ -198,6 +200,24 @@ def test_logs_follow_through_pauses(serac: Command, engine: Engine) -> None:
     before = output[: output.rindex("\n1\n") + 1]
     assert gapless(1, before) > 2
     assert gapless(1, output[len(before) :]) > 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["bytes", "records"])
+def test_who_shows_what_nobody_reads_hears_signals(
+    serac: Command, engine: Engine, up: str, number: signal.Signals, options: list[str]
+) -> None:
+    """The first goes to the session and the next one detaches, also while a write waits."""
+    with serac.begun(*options, "exec", up, "--", "yes") as process:
+        wait_for(lambda: Path(f"/proc/{process.pid}/wchan").read_text().endswith("pipe_write"))
+        process.send_signal(number)
+        if number != signal.SIGHUP:
+            wait_for(lambda: not inside(engine, up, "pidof yes || true"))
+            assert process.poll() is None
+            process.send_signal(number)
+        assert process.wait(10) == 128 + number
+        assert process.stderr is not None
+        assert "detached" in process.stderr.read()
 
 
 def test_attach_to_a_paused_job_is_told(serac: Command, engine: Engine, up: str) -> None:

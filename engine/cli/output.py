@@ -9,7 +9,6 @@ isn't touched.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -134,12 +133,11 @@ class Output:
     def _writing(self) -> Iterator[None]:
         """The border to standard output. A reader that went away is no error of ours: BrokenPipeError goes through."""
         try:
-            yield
+            with self.stream():
+                yield
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            self._broken = True
-            _drop_standard_output()
-            if error.errno == errno.EPIPE:
-                raise
             raise from_os(error, "write standard output") from error
 
     def _row(self, cells: Sequence[str], widths: Sequence[int], style: str | None) -> str:

@@ -5,6 +5,8 @@ takes more), and a pipe that signals write to. The rules for signals:
 
     on a raw terminal    keys go to the session and raise no signals; SIGWINCH resizes, SIGTERM and SIGHUP detach
     otherwise            the first SIGINT, SIGTERM or SIGQUIT goes to the session, the next detaches; SIGHUP detaches
+
+They hold too while a write to the user waits, whom nobody reads perhaps; what was to be written is dropped then.
 """
 
 from __future__ import annotations
@@ -52,6 +54,13 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """takes a remark for people, such as what the first Ctrl-C did"""
 
 
+class _Left(BaseException):
+    """The user left while a write waited."""
+
+    def __init__(self, ending: Exit | Detached | Lost | Asks) -> None:
+        self.ending = ending
+
+
 class Relay:
     """Shows a session until it ends or the user leaves, over one connection after the other where a pause comes
     between. The terminal and the signal handlers are put back after each."""
@@ -61,6 +70,9 @@ class Relay:
         self._wishes = wishes
         self._input = _Input(wishes.keys if wishes.raw else b"")
         self._forwarded = False
+        self._showing = False
+        self._unsaid = ""
+        """a remark for when nothing is being shown"""
 
     def run(self, connection: Connection, questions: Connection | None = None) -> Exit | Detached | Lost | Asks:
         """``questions``: a connection that hears of them; the first one ends this."""
@@ -68,18 +80,22 @@ class Relay:
         self._exit: Exit | None = None
         self._ending: Exit | Detached | Lost | Asks | None = None
         with contextlib.ExitStack() as stack:
-            signals = stack.enter_context(terminal.caught(RAW_SIGNALS if self._wishes.raw else PLAIN_SIGNALS))
+            numbers = RAW_SIGNALS if self._wishes.raw else PLAIN_SIGNALS
+            self._caught = stack.enter_context(terminal.caught(numbers, self._heard))
             self._poll = stack.enter_context(selectors.PollSelector())
             if self._wishes.raw:
                 stack.enter_context(terminal.raw(0))
                 connection.resize(*terminal.size(0))
-            self._poll.register(signals, selectors.EVENT_READ, lambda _: self._signals(signals))
+            self._poll.register(self._caught, selectors.EVENT_READ, lambda _: self._signals())
             self._poll.register(connection, selectors.EVENT_READ, self._exchange)
             if questions is not None:
                 self._poll.register(questions, selectors.EVENT_READ, lambda _: self._asked(questions))
             if self._wishes.input:
                 self._go_on()
-            return self._loop()
+            try:
+                return self._loop()
+            except _Left as left:
+                return left.ending
 
     def _asked(self, questions: Connection) -> None:
         if questions.asked() is None:
@@ -108,7 +124,11 @@ class Relay:
             self._exit = event  # it counts when nothing comes after it
         else:
             self._exit = None
+            self._showing = True
+            self._heard()  # what came just before
             self._show(event)
+            self._showing = False
+            self._remark()
 
     def _go_on(self) -> None:
         """Input as it was left when the last connection was lost."""
@@ -139,12 +159,26 @@ class Relay:
             self._input.sent(len(chunk))
             self._want_input()
 
-    def _signals(self, descriptor: int) -> None:
-        for number in os.read(descriptor, 64):
+    def _heard(self) -> None:
+        """A signal, at any moment."""
+        if self._showing:
+            self._signals()
+            if self._ending is not None:
+                self._showing = False
+                raise _Left(self._ending)
+
+    def _signals(self) -> None:
+        try:
+            numbers = os.read(self._caught, 64)
+        except BlockingIOError:  # they were heard while something was shown
+            return
+        for number in numbers:
             if self._wishes.raw:
                 self._raw_signal(number)
             else:
                 self._plain_signal(number)
+        if not self._showing:
+            self._remark()
 
     def _raw_signal(self, number: int) -> None:
         if number == signal.SIGWINCH:
@@ -161,7 +195,12 @@ class Relay:
             return
         self._forwarded = True
         self._connection.signal(number)
-        self._wishes.remark(f"sent {signal.Signals(number).name} to the session; the next one detaches")
+        self._unsaid = f"sent {signal.Signals(number).name} to the session; the next one detaches"
+
+    def _remark(self) -> None:
+        if self._unsaid:
+            self._wishes.remark(self._unsaid)
+            self._unsaid = ""
 
 
 class _Input:

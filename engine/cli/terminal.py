@@ -7,7 +7,7 @@ import os
 import signal
 import termios
 import tty
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 DETACH_KEYS = b"\x10\x11"
 """ctrl-p ctrl-q"""
@@ -40,13 +40,14 @@ def raw(descriptor: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def caught(numbers: Iterable[int]) -> Iterator[int]:
+def caught(numbers: Iterable[int], heard: Callable[[], object] = lambda: None) -> Iterator[int]:
     """Turn signals into bytes: each that arrives can be read, one byte, from the descriptor that this gives.
 
-    Only in the main thread; afterwards the handlers are what they were.
+    Only in the main thread; afterwards the handlers are what they were. ``heard`` is called after each, between any two
+    steps of the thread and while it waits: a call of the system that waits goes on waiting unless that raises.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: heard()) for number in numbers}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield reader
