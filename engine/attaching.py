@@ -68,7 +68,8 @@ class Attaching:
                     raise
 
     def follow(self, ref: str, number: int = 0, *, offset: int = 0, live: bool = True) -> Iterator[SessionEvent]:
-        """A session's output from ``offset`` on; ``live``: until it ends, else what there is. Works in every state."""
+        """A session's output from ``offset`` on; ``live``: until it ends, else what there is. Works in every state;
+        what a frozen job is still to say is waited for."""
         job = self._root.catalog.job(ref)
         read = session.follow if live else session.read_log
         return read(self._root.io(job.id), number, offset=offset)

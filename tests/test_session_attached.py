@@ -9,17 +9,22 @@ import os
 import select
 import signal
 import subprocess
+import threading
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import Command, serac, up
-from roots import inside, wait_for
+from roots import inside, shell, until, wait_for
 from terminals import Terminal
 
 from engine import Engine, JobSpec, Step, session
+from engine.cli import output
+from engine.cli.session import _again
+from engine.cli.streams import View
 from engine.model import Mode
-from engine.session import Output
+from engine.session import Connection, Output
 
 __all__ = ["serac", "up"]  # fixtures
 
@@ -218,6 +223,33 @@ def test_who_shows_what_nobody_reads_hears_signals(
         assert process.wait(10) == 128 + number
         assert process.stderr is not None
         assert "detached" in process.stderr.read()
+
+
+def test_logs_of_a_frozen_job_go_on_when_it_is_thawed(serac: Command, engine: Engine) -> None:
+    serac.good("run", "--detach", "--name", "counts", "--", "sh", "-c", COUNT)
+    until(engine, "counts", b"\n3\n")
+    engine.freeze("counts")
+    with watching(serac, "logs", "-f", "counts") as process:  # which waits for what it shows
+        engine.thaw("counts")
+        serac.good("exec", "counts", "--", "touch", "/last")
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert gapless(1, output) > 3
+
+
+def test_who_is_hung_up_on_before_a_freeze_waits_for_the_thaw(engine: Engine) -> None:
+    engine.run(shell(COUNT, name="counts"))
+    job, out = engine.job("counts"), output.Output()
+    found: list[Connection | None] = []
+    engine.freeze("counts")
+    again = threading.Thread(target=lambda: found.append(_again(engine, job, View(out, 0), Namespace(wait=False), out)))
+    again.start()
+    again.join(0.5)
+    assert again.is_alive()
+    engine.thaw("counts")
+    again.join(30)
+    assert found[0] is not None
+    found[0].close()
 
 
 def test_attach_to_a_paused_job_is_told(serac: Command, engine: Engine, up: str) -> None:

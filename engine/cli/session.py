@@ -237,13 +237,17 @@ class _Losses:
 
 
 def _again(engine: Engine, job: Job, view: View, args: Namespace, out: Output) -> Connection | None:
-    """Attached to what goes on behind the view; None when the session has ended. Raises Paused."""
-    try:
-        return _attached(engine, job, view, args, out)
-    except Paused:
-        raise
-    except (NotFound, WrongState):
-        return None
+    """Attached to what goes on behind the view, in a frozen job when it is thawed; None when the session has ended.
+    Raises Paused."""
+    while True:
+        try:
+            engine.wait(job.id, set(JobState) - {JobState.FROZEN})
+            return _attached(engine, job, view, args, out)
+        except Paused:
+            raise
+        except (NotFound, WrongState):
+            if engine.job(job.id).state is not JobState.FROZEN:
+                return None
 
 
 def _attached(engine: Engine, job: Job, view: View, args: Namespace, out: Output) -> Connection:

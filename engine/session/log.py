@@ -10,14 +10,15 @@ that is cut at the end of a file is one that init is writing, or was killed at; 
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import NotFound, ProtocolError, WrongState
+from engine.errors import NotFound, ProtocolError, Timeout, WrongState
 from engine.session import files
-from engine.session.connection import Connection, connect
+from engine.session.connection import Connection, reach
 from engine.session.protocol import (
     HEAD,
     LOG_HEAD,
@@ -89,10 +90,21 @@ def _open(stack: ExitStack, io: Path, session: int, suffix: str) -> _File | None
 
 
 def follow(io: Path, session: int, *, offset: int = 0) -> Iterator[SessionEvent]:
-    """A session's output from ``offset`` on until it ends, each byte once: from init while there is one, then from
-    disk. Without an Exit at the end the session was stopped with its job, or paused. Raises ProtocolError.
+    """A session's output from ``offset`` on until it ends, each byte once: what is on disk, then from init while there
+    is one, which in a frozen job is waited for. Without an Exit at the end the session was stopped with its job, or
+    paused. Raises ProtocolError.
     """
-    return closing(each for each in _follow(io, session, offset) if not isinstance(each, Connection))
+    return closing(_blocking(_follow(io, session, offset)))
+
+
+def _blocking(events: Iterator[SessionEvent | Connection]) -> Iterator[SessionEvent]:
+    for each in events:
+        if isinstance(each, Connection):
+            ready = select.poll()
+            ready.register(each, select.POLLIN)
+            ready.poll()
+        else:
+            yield each
 
 
 def follow_unblocked(io: Path, session: int, *, offset: int = 0) -> Iterator[SessionEvent | Connection]:
@@ -103,8 +115,8 @@ def follow_unblocked(io: Path, session: int, *, offset: int = 0) -> Iterator[Ses
 
 def _follow(io: Path, session: int, offset: int) -> Iterator[SessionEvent | Connection]:
     ending: SessionEvent | None = None
-    for source in (_from_init, read_log):
-        if isinstance(ending, Exit):
+    for source in (read_log, _from_init, read_log):
+        if isinstance(ending, Exit) and not _runs(io, session):
             return
         for each in source(io, session, offset=offset):
             if not isinstance(each, Connection):
@@ -114,20 +126,29 @@ def _follow(io: Path, session: int, offset: int) -> Iterator[SessionEvent | Conn
         yield from _from_status(io, session, offset)
 
 
+def _runs(io: Path, session: int) -> bool:
+    """Whether it does, as far as init has written: its Exit is then of an earlier life."""
+    status = files.status(io, session)
+    return status is not None and status.running
+
+
 def _from_init(io: Path, session: int, *, offset: int) -> Iterator[SessionEvent | Connection]:
-    try:
-        connection = connect(io, timeout=CONNECT_TIMEOUT)
-    except WrongState:
-        return
-    with connection:
-        try:
-            connection.attach(session, offset=offset)
-        except (NotFound, WrongState):
-            return
-        yield connection
-        while (each := connection.receive()) is not None:
-            yield each
+    while True:
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(reach(io, timeout=CONNECT_TIMEOUT))
+                yield connection
+                connection.greet()
+                connection.attach(session, offset=offset)
+            except (NotFound, WrongState):
+                return
+            except Timeout:
+                continue  # frozen just now
             yield connection
+            while (each := connection.receive()) is not None:
+                yield each
+                yield connection
+            return
 
 
 def _from_status(io: Path, session: int, offset: int) -> Iterator[SessionEvent]:
