@@ -46,7 +46,7 @@ class AsyncConnection:
             held = event if isinstance(event, Exit) else None  # one in the middle is of an earlier life
             if held is None:
                 yield event
-        if held is not None:
+        if held is not None and not self._connection.runs():
             yield held
 
     async def receive(self) -> SessionEvent | None:

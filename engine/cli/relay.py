@@ -119,7 +119,7 @@ class Relay:
     def _receive(self) -> None:
         event = self._connection.receive()
         if event is None:
-            self._ending = self._exit or Lost()
+            self._ending = self._exit if self._exit and not self._connection.runs() else Lost()
         elif isinstance(event, Exit):
             self._exit = event  # it counts when nothing comes after it
         else:

@@ -186,12 +186,17 @@ class Connection:
 
     def events(self) -> Iterator[SessionEvent]:
         """What the session does, as it comes: blocks. Ends with its Exit; without one the connection was lost."""
-        return closing(self._events())
+        return closing(self._events(), self.runs)
+
+    def runs(self) -> bool:
+        """Whether the session does although the connection is at its end: its last Exit is of an earlier life then."""
+        return files.runs(self._io, self.session)
 
     def receive(self) -> SessionEvent | None:
         """The next thing that the session does, None at the connection's end. Doesn't block where `fileno` is readable.
 
-        Unlike `events` this gives every Exit; one that isn't the last is of an earlier life of the session."""
+        Unlike `events` this gives every Exit; one that isn't the last, or after which the session `runs`, is of an
+        earlier life of it."""
         self._socket.settimeout(None)
         message = self._receive()
         if message is None:

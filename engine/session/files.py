@@ -124,6 +124,12 @@ def status(io: Path, session: int) -> SessionStatus | None:
     return None if content is None else decode_status(content, session)
 
 
+def runs(io: Path, session: int) -> bool:
+    """Whether a session does, as far as init has written: an Exit in its log is then of an earlier life."""
+    found = status(io, session)
+    return found is not None and found.running
+
+
 def spec(io: Path, session: int) -> SessionSpec | None:
     """Raises ProtocolError."""
     content = _read(io, f"{session}.spec")

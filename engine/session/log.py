@@ -14,6 +14,7 @@ import select
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine.errors import NotFound, ProtocolError, Timeout, WrongState
@@ -94,7 +95,7 @@ def follow(io: Path, session: int, *, offset: int = 0) -> Iterator[SessionEvent]
     is one, which in a frozen job is waited for. Without an Exit at the end the session was stopped with its job, or
     paused. Raises ProtocolError.
     """
-    return closing(_blocking(_follow(io, session, offset)))
+    return closing(_blocking(_follow(io, session, offset)), partial(files.runs, io, session))
 
 
 def _blocking(events: Iterator[SessionEvent | Connection]) -> Iterator[SessionEvent]:
@@ -110,13 +111,13 @@ def _blocking(events: Iterator[SessionEvent | Connection]) -> Iterator[SessionEv
 def follow_unblocked(io: Path, session: int, *, offset: int = 0) -> Iterator[SessionEvent | Connection]:
     """`follow` for who must not be blocked: a connection among the events says that the next one is there when the
     connection can be read."""
-    return closing(_follow(io, session, offset))
+    return closing(_follow(io, session, offset), partial(files.runs, io, session))
 
 
 def _follow(io: Path, session: int, offset: int) -> Iterator[SessionEvent | Connection]:
     ending: SessionEvent | None = None
     for source in (read_log, _from_init, read_log):
-        if isinstance(ending, Exit) and not _runs(io, session):
+        if isinstance(ending, Exit) and not files.runs(io, session):
             return
         for each in source(io, session, offset=offset):
             if not isinstance(each, Connection):
@@ -124,12 +125,6 @@ def _follow(io: Path, session: int, offset: int) -> Iterator[SessionEvent | Conn
             yield each
     if not isinstance(ending, Exit):
         yield from _from_status(io, session, offset)
-
-
-def _runs(io: Path, session: int) -> bool:
-    """Whether it does, as far as init has written: its Exit is then of an earlier life."""
-    status = files.status(io, session)
-    return status is not None and status.running
 
 
 def _from_init(io: Path, session: int, *, offset: int) -> Iterator[SessionEvent | Connection]:

@@ -6,7 +6,7 @@ import enum
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
 import msgspec
@@ -140,8 +140,9 @@ def event(message: Message) -> SessionEvent:
     raise ProtocolError(f"init sent a message of type {message.type} among a session's output")
 
 
-def closing(events: Iterable[SessionEvent | Other]) -> Iterator[SessionEvent | Other]:
-    """The same without an Exit in the middle: that of an earlier life of a session that was started again."""
+def closing(events: Iterable[SessionEvent | Other], runs: Callable[[], bool]) -> Iterator[SessionEvent | Other]:
+    """The same without an Exit in the middle, or at the end of what came from a session that ``runs``: that of an
+    earlier life of a session that was started again."""
     held: Exit | None = None
     for each in events:
         if isinstance(each, Exit):
@@ -150,7 +151,7 @@ def closing(events: Iterable[SessionEvent | Other]) -> Iterator[SessionEvent | O
         if isinstance(each, SessionEvent):
             held = None
         yield each
-    if held is not None:
+    if held is not None and not runs():
         yield held
 
 

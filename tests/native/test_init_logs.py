@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import initjob
 import pytest
-from initjob import InitJob, ending, output, run, shell, until
+from initjob import PATH, InitJob, ending, output, run, shell, until
 
 from engine import session
-from engine.session import Exit, Output
+from engine.aio import AsyncConnection
+from engine.cli.relay import Lost, Relay, Wishes
+from engine.model import SessionSpec
+from engine.session import Exit, Output, SessionEvent
 
 pytestmark = pytest.mark.root
 
@@ -48,6 +54,30 @@ def test_attaches_again_where_it_left(job: InitJob) -> None:
     while not isinstance(seen[-1], Exit):
         seen.append(next(session.follow(job.io, status.id, offset=seen[-1].end)))
     assert output(seen) == b"".join(b"line %d\n" % number for number in range(1, 301))
+
+
+def test_a_lost_connection_is_no_end_though_an_earlier_life_had_one(job: InitJob, sanitized: Path) -> None:
+    assert ending(run(job, shell("exit 3", id=1))) == (3, None)
+    job.signal(signal.SIGKILL)
+    job.wait()
+
+    async def told(connection: session.Connection) -> list[SessionEvent]:
+        return [event async for event in AsyncConnection(connection).events()]
+
+    with initjob.started(sanitized / "serac-init", job.io) as again, again.connect() as control:
+        control.start(SessionSpec(argv=("sleep", "1000"), env=PATH, id=1))
+        with contextlib.ExitStack() as stack:
+            plain, tasks, shown = (stack.enter_context(again.connect()) for _ in range(3))
+            for connection in (plain, tasks, shown):
+                connection.attach(1)
+            follower = iter(session.follow(again.io, 1))
+            with again.connect() as pausing:
+                pausing.quiesce()
+            assert list(plain.events()) == []
+            assert asyncio.run(told(tasks)) == []
+            assert isinstance(Relay(print, Wishes(remark=print)).run(shown), Lost)
+        again.signal(signal.SIGKILL)
+        assert list(follower) == []
 
 
 def test_tail_and_live_begin_near_the_end(job: InitJob) -> None:
