@@ -71,6 +71,16 @@ def test_a_fork_has_the_log_up_to_the_cut_and_goes_on_for_itself(engine: Engine)
     counts_on(engine, "a")
 
 
+def test_what_init_writes_again_is_no_part_of_a_snapshot(engine: Engine) -> None:
+    """A full disk makes it write a status in place."""
+    job = engine.run(shell("sleep 1000", name="a"))
+    snapshot = engine.snapshot_take("a").snapshot
+    kept = engine.config.root / "layers" / engine.snapshot(snapshot).layers[-1] / "image/io/0.status"
+    now = engine.config.root / "jobs" / job.id / "io/0.status"
+    assert kept.read_bytes() == now.read_bytes()
+    assert not kept.samefile(now)
+
+
 def test_a_fork_of_a_fork_and_a_pause_of_each(engine: Engine) -> None:
     one = witness(engine)
     snapshot = engine.pause("a", mode="process").snapshot

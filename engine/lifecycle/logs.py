@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -21,15 +22,15 @@ FILES_MAX = 4 * (1024 + 64)
 
 
 def keep(io: Path, kept: Path) -> dict[str, int]:
-    """Link what belongs to sessions: a log only grows, so that its size at the cut is enough to have it as it was. What
-    isn't what init writes is passed over."""
+    """Keep what belongs to sessions, and its sizes at the cut. What isn't what init writes is passed over."""
     kept.mkdir()
     sizes: dict[str, int] = {}
     names = filter(session.files.WRITTEN.fullmatch, os.listdir(io))
     for name in sorted(names, key=lambda name: int(name.partition(".")[0])):
         status = (io / name).lstat()
-        if stat.S_ISREG(status.st_mode) and status.st_size <= LOG_MAX and len(sizes) < FILES_MAX:
-            os.link(io / name, kept / name, follow_symlinks=False)
+        size_max = session.files.FILE_MAX if name.endswith(".status") else LOG_MAX
+        if stat.S_ISREG(status.st_mode) and status.st_size <= size_max and len(sizes) < FILES_MAX:
+            _place(io / name, kept / name, status.st_size)
             sizes[name] = status.st_size
     return sizes
 
@@ -41,21 +42,33 @@ def put_back(io: Path, kept: Path, sizes: Mapping[str, int]) -> None:
         with contextlib.suppress(OSError):  # the job could put anything there: criu finds out
             if _lost(kept / name, io / name):
                 (io / name).unlink(missing_ok=True)
-                try:
-                    os.link(kept / name, io / name, follow_symlinks=False)
-                except OSError:  # the image is mounted
-                    store.copy_head(kept / name, io / name, size)
+                _place(kept / name, io / name, size)
             if name.endswith(".log"):
                 _shorten(io / name, size)
 
 
+def _place(source: Path, target: Path, size: int) -> None:
+    """By a link where that will do, for a log only grows. A status is written in place when the disk is full."""
+    if not source.name.endswith(".status"):
+        try:
+            os.link(source, target, follow_symlinks=False)
+            return
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # the image is mounted
+                raise
+    store.copy_head(source, target, size)
+
+
 def _lost(kept: Path, there: Path) -> bool:
-    """Whether it isn't the file that was kept; where that was archived since, whether it is too short to be."""
+    """Whether it isn't what was kept; of a log that was archived since, whether it is too short to be."""
     was = kept.lstat()
     try:
         found = there.lstat()
     except FileNotFoundError:
         return True
+    if kept.name.endswith(".status"):
+        same = stat.S_ISREG(found.st_mode) and found.st_size == was.st_size
+        return not same or kept.read_bytes() != there.read_bytes()
     return found.st_ino != was.st_ino if found.st_dev == was.st_dev else found.st_size < was.st_size
 
 
