@@ -267,6 +267,15 @@ def test_a_criu_that_has_not_said_who_it_is(engine: Engine) -> None:
     one.goes_on()
 
 
+@pytest.mark.parametrize("place", ["pause.seal:after", "pause.commit:after"])
+def test_a_job_that_is_removed_takes_its_criu_along(engine: Engine, place: str) -> None:
+    engine.run(shell("sleep 1000", name="a"))
+    killed(engine, "engine.pause('a', mode='process')", place)
+    assert holders(engine)
+    engine.remove("a", force=True)
+    no_processes(engine)
+
+
 def is_locked(file: Path) -> bool:
     with open(file, "rb") as opened, contextlib.suppress(BlockingIOError):
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

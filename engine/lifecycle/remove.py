@@ -1,8 +1,9 @@
 """rm: a job that isn't running, with its upper, its logs and the snapshot it was paused to.
 
-1 COMMIT: the job's row goes, with its snapshot (unless pinned) and the layers that nothing else needs; 2 what still
-lives or is held of the host is taken down; 3 the bytes go. Killed after 1: directories that the catalog doesn't know
-and a marker in tmp/, put right by the sweep.
+A criu that a pause has left whose engine died comes to its end first, as by recover. 1 COMMIT: the job's row goes, with
+its snapshot (unless pinned) and the layers that nothing else needs; 2 what still lives or is held of the host is taken
+down; 3 the bytes go. Killed after 1: directories that the catalog doesn't know and a marker in tmp/, put right by the
+sweep.
 
 A snapshot: 1 COMMIT: its row goes, with those of layers that nothing else needs; 2 the bytes go. Killed between them:
 the same.
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from engine import layers
 from engine.catalog import Transaction
 from engine.errors import Busy, InUse
-from engine.lifecycle import mounting, processes
+from engine.lifecycle import criu, mounting, processes
 from engine.lifecycle.root import Root, require
 from engine.model import ENDED, Job, JobState
 from engine.steps import step
@@ -38,6 +39,7 @@ def remove(root: Root, job: Job, *, force: bool) -> None:
 
 def erase(root: Root, job: Job) -> None:
     """Remove a job, whatever state it is in; the caller holds its lock and an intent."""
+    criu.settle(root, job, committed=job.state is not JobState.PAUSING)
     mounted = mounting.names(root, job)
     with step("remove.commit", job=job.id):
         gone = _forget(root, job)
