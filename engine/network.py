@@ -21,7 +21,7 @@ import fcntl
 import ipaddress
 import os
 import socket
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,12 +125,13 @@ def connect(config: Config, address: Address, *, pid: int) -> None:
             undo.pop_all()
 
 
-def disconnect(config: Config, address: Address) -> None:
-    """Remove the job's pair, if the death of its namespace has not done so yet. May be called again."""
+def disconnect(config: Config, address: Address, *, passed_on: Callable[[], bool] = lambda: False) -> None:
+    """Remove the job's pair, if it is there still and not ``passed_on`` to another job. May be called again."""
     if not address.interface.startswith(_prefix(config)):
         raise InvalidInput(f"{address.interface} is not an interface of this root")
     with _locked():
-        _delete_link(address.interface)
+        if not passed_on():
+            _delete_link(address.interface)
 
 
 def release(config: Config, *, known: Container[str] | None = None) -> None:

@@ -19,6 +19,7 @@ import pytest
 from plays import called
 from roots import empty, inside, shell, until
 from scenes import SCENES
+from test_races import by_another, meanwhile
 
 from engine import Engine, JobSpec
 from engine.base import DirSource
@@ -181,6 +182,24 @@ def test_the_last_job_takes_all_of_it_away(engine: Engine) -> None:
     engine.remove("b", force=True)
     assert leftovers.difference(idle, leftovers.settled(idle)) == []
     assert (IP_FORWARD.read_text(), STATE.exists()) == (forward, False)
+
+
+def test_a_removal_leaves_the_next_job_with_that_address_its_network(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.run(JobSpec(base="small", name="a", net="bridge"))
+    before = engine.job("a").address
+    bridged = JobSpec(base="small", name="b", net="bridge")
+    moment = meanwhile(
+        monkeypatch, "engine.lifecycle.processes._disconnect", by_another(engine, lambda other: other.run(bridged))
+    )
+    engine.remove("a", force=True)
+    assert moment.came
+    assert before is not None
+    assert engine.job("b").address == before
+    assert before.interface in interfaces()
+    with serving(before.gateway) as (port, _):
+        assert inside(engine, "b", f"nc {before.gateway} {port} < /dev/null") == SERVED.decode()
 
 
 def test_a_job_that_ends_by_itself_leaves_nothing(engine: Engine) -> None:

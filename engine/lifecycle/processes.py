@@ -172,15 +172,21 @@ def take_down(root: Root, job: Job) -> None:
     cgroup.kill(pages, timeout=root.timeout)
     cgroup.remove(pages)
     if job.address is not None:
-        _disconnect(root, job.address)
+        _disconnect(root, job, job.address)
     for layer in [job.upper] if job.upper is not None else job.layers[-1:]:  # of what it wrote until it was paused
         layers.drop_work(root.layer(layer))
     mounting.let_go(root, job)
     store.remove_tree(root.run_job(job.id))  # last: while it is there, a taking down was not completed
 
 
-def _disconnect(root: Root, address: Address) -> None:
-    network.disconnect(root.config, address)
+def _disconnect(root: Root, job: Job, address: Address) -> None:
+    """When the job's row is gone another one may get the address: first its row has it, then its pair is made."""
+
+    def passed_on() -> bool:
+        others = (other for other in root.catalog.jobs(naming=address.interface) if other.id != job.id)
+        return any(other.address is not None and other.address.interface == address.interface for other in others)
+
+    network.disconnect(root.config, address, passed_on=passed_on)
     network.release(root.config)
 
 
