@@ -190,7 +190,7 @@ def remove(root: Root, ref: str) -> None:
         with step("base.unmount"):
             mounting.unmount(root, found.digest)
         with step("base.remove"):
-            store.remove_tree(root.bases / found.digest)
+            images.remove(root, root.bases / found.digest)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Images in the store: placed under their digests, told apart from what nobody needs any more.
 
 An image is written aside, placed by a rename, and named by a row; whoever places it holds its lock until the row is
-written, and whoever removes it looks under the same lock whether there is one.
+written, and whoever removes it looks under the same lock whether there is one, and begins with a rename: what lies
+under a digest is whole.
 """
 
 from __future__ import annotations
@@ -60,9 +61,20 @@ def remove_unreferenced(root: Root, digest: str, *, base: bool = False) -> bool:
             return False
         for name in _mounted(root, digest) if not base else ():
             mounting.unmount(root, name)
-        store.remove_tree(place)
+        remove(root, place)
         return True
     return False
+
+
+def remove(root: Root, place: Path) -> None:
+    """An image, or a base, is gone from its place at once; what is left of it in tmp/ by a kill calls for a sweep. The
+    caller is in an intent, or sweeps."""
+    aside = root.tmp / f"rm-{place.name[:12]}.{store.new_id()}"
+    try:
+        place.rename(aside)
+    except OSError:  # it isn't there; or the disk is full, and removals must work then
+        aside = place
+    store.remove_tree(aside)
 
 
 def _mounted(root: Root, digest: str) -> list[str]:

@@ -201,8 +201,8 @@ def sweep(root: Root) -> bool:
         *(partial(layers.drop_directory, root.layer(layer)) for layer in images_alone),
         *(partial(mounting.unmount, root, name) for name in _names(root.mounts) if name not in wanted),
         *(partial(launch.unmount, target, detach=True, timeout=root.timeout) for target in _mounted_below(root.tmp)),
-        *_strange_directories((root.bases,), known=bases),
-        *_strange_directories((root.images,), known=images.referenced(root)),
+        *_strange_directories((root.bases,), known=bases, remove=partial(images.remove, root)),
+        *_strange_directories((root.images,), known=images.referenced(root), remove=partial(images.remove, root)),
         *(
             partial(store.remove_asides, place / name)
             for place in (root.layers, root.jobs, root.bases)
@@ -232,9 +232,11 @@ def _strange_groups(root: Root, jobs: Container[str]) -> Iterator[Callable[[], o
                 yield partial(cgroup.remove, group)
 
 
-def _strange_directories(places: tuple[Path, ...], *, known: Container[str]) -> Iterator[Callable[[], object]]:
+def _strange_directories(
+    places: tuple[Path, ...], *, known: Container[str], remove: Callable[[Path], None] = store.remove_tree
+) -> Iterator[Callable[[], object]]:
     for place in places:
-        yield from (partial(store.remove_tree, place / name) for name in _names(place) if name not in known)
+        yield from (partial(remove, place / name) for name in _names(place) if name not in known)
 
 
 def _mounted_below(place: Path) -> list[Path]:
