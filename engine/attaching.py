@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO
 
 import msgspec
 
 from engine import session
-from engine.errors import Paused, WrongState
+from engine.errors import Paused
 from engine.lifecycle import processes, recover, sessions
 from engine.lifecycle.root import Root, require
 from engine.model import Job, JobState, SessionSpec, SessionStatus
 from engine.session import Connection, SessionEvent
 from engine.verbs import verb
-
-_TRIES = 100
-"""connections to a job that runs which may be lost, each to a pause that failed"""
 
 
 class Attaching:
@@ -33,20 +31,21 @@ class Attaching:
     @verb("start", told=False)
     def start(self, ref: str, spec: SessionSpec) -> SessionStatus:
         """Start a session that nobody is attached to; it comes back after a pause if it lives then."""
-        job, complete = self._session(ref, msgspec.structs.replace(spec, keep=True))
-        with processes.connected(self._root, job.id) as connection:
-            return connection.start(complete)
+        kept = msgspec.structs.replace(spec, keep=True)
+        connection, status = processes.heard(
+            self._root, partial(self._admitted, ref), lambda init, job: init.start(self._session(job, kept))
+        )
+        connection.close()
+        return status
 
     @verb("exec", told=False)
     def exec(self, ref: str, spec: SessionSpec, *, stdin: bool = False) -> Connection:
         """Start a session and stay attached. Raises WrongState, CommandNotFound, CommandNotExecutable, BadPath."""
-        job, complete = self._session(ref, spec)
-        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
-        try:
-            connection.start(complete, attach=True, stdin=stdin)
-        except BaseException:
-            connection.close()
-            raise
+        connection, _ = processes.heard(
+            self._root,
+            partial(self._admitted, ref),
+            lambda init, job: init.start(self._session(job, spec), attach=True, stdin=stdin),
+        )
         return connection
 
     @verb("attach", told=False)
@@ -57,15 +56,12 @@ class Attaching:
         paused job and the thaw of a frozen one too. Raises Paused, WrongState, NotFound. Whose connection ends without
         an Exit calls this again, with the ``end`` of the last event: it goes on there if the pause failed, or is told.
         """
-        tries = 0
-        while True:
-            job = self._attachable(ref, number, wait=wait)
-            try:
-                return self._attached(job, number, offset)
-            except WrongState:  # a pause came between the look at the state and the connection
-                tries += 1
-                if tries == _TRIES:
-                    raise
+        connection, _ = processes.heard(
+            self._root,
+            partial(self._attachable, ref, number, wait=wait),
+            lambda init, _: init.attach(number, offset=offset),
+        )
+        return connection
 
     def follow(self, ref: str, number: int = 0, *, offset: int = 0, live: bool = True) -> Iterator[SessionEvent]:
         """A session's output from ``offset`` on; ``live``: until it ends, else what there is. Works in every state;
@@ -81,7 +77,7 @@ class Attaching:
         Paths are strings, for their end counts: ``dir/.`` is the contents of ``dir``. Raises BadPath."""
         from engine.lifecycle import transfer
 
-        transfer.copy_in(self._root, recover.settled(self._root, ref), source, target)
+        transfer.copy_in(self._root, partial(recover.settled, self._root, ref), source, target)
 
     @verb("copy_out", told=False)
     def copy_out(self, ref: str, source: str, target: str | BinaryIO) -> None:
@@ -89,7 +85,7 @@ class Attaching:
         host."""
         from engine.lifecycle import transfer
 
-        transfer.copy_out(self._root, recover.settled(self._root, ref), source, target)
+        transfer.copy_out(self._root, partial(recover.settled, self._root, ref), source, target)
 
     def _attachable(self, ref: str, number: int, *, wait: bool) -> Job:
         job = recover.settled(self._root, ref, wait=wait)
@@ -99,16 +95,10 @@ class Attaching:
         require(job, JobState.RUNNING, verb="attach to")
         return job
 
-    def _attached(self, job: Job, number: int, offset: int) -> Connection:
-        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
-        try:
-            connection.attach(number, offset=offset)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _session(self, ref: str, spec: SessionSpec) -> tuple[Job, SessionSpec]:
+    def _admitted(self, ref: str) -> Job:
         job = recover.settled(self._root, ref)
         require(job, JobState.RUNNING, verb="exec in")
-        return job, sessions.exec_session(job, self._root.catalog.base(job.base).env, spec)
+        return job
+
+    def _session(self, job: Job, spec: SessionSpec) -> SessionSpec:
+        return sessions.exec_session(job, self._root.catalog.base(job.base).env, spec)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from engine import session
 from engine.errors import InvalidInput
-from engine.lifecycle import asking, recover
+from engine.lifecycle import asking, processes, recover
 from engine.lifecycle.root import Root, require
-from engine.model import JobState, Question
+from engine.model import Job, JobState, Question
 from engine.session import Connection
 from engine.verbs import verb
 
@@ -28,15 +28,13 @@ class Questions:
         """A connection to a running job on which `Connection.asked` gives the number of the question that is open, and
         of each that is opened later. A pause ends it; one that is under way, or a resume, is waited for. Raises
         WrongState, ProtocolError, Busy."""
+        connection, _ = processes.heard(self._root, partial(self._heard, ref), lambda init, _: init.watch())
+        return connection
+
+    def _heard(self, ref: str) -> Job:
         job = recover.settled(self._root, ref)
         require(job, JobState.RUNNING, verb="listen to")
-        connection = session.connect(self._root.io(job.id), timeout=self._root.timeout)
-        try:
-            connection.watch()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return job
 
     @verb("answer")
     def answer(self, ref: str, value: Any = None) -> Question:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import os
 import select
 import signal
 import subprocess
 import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,13 @@ from commands import Command, serac, up
 from roots import inside, shell, until, wait_for
 from terminals import Terminal
 
-from engine import Engine, JobSpec, Step, session
+from engine import Engine, JobSpec, SessionSpec, Step, session
 from engine.cli import output
 from engine.cli.session import _again
 from engine.cli.streams import View
 from engine.model import Mode
 from engine.session import Connection, Output
+from engine.session.protocol import Message
 
 __all__ = ["serac", "up"]  # fixtures
 
@@ -250,6 +252,34 @@ def test_who_is_hung_up_on_before_a_freeze_waits_for_the_thaw(engine: Engine) ->
     again.join(30)
     assert found[0] is not None
     found[0].close()
+
+
+CALLS: dict[str, Callable[[Engine, str], Connection | object]] = {
+    "start": lambda engine, up: engine.start(up, SessionSpec(argv=("true",))),
+    "exec": lambda engine, up: engine.exec(up, SessionSpec(argv=("true",))),
+    "listen": lambda engine, up: engine.listen(up),
+    "copy_in": lambda engine, up: engine.copy_in(up, __file__, "/copy"),
+    "copy_out": lambda engine, up: engine.copy_out(up, "/src", io.BytesIO()),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_who_comes_when_a_pause_begins_comes_again(
+    engine: Engine, up: str, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It has been let in, and is hung up on before it asks."""
+    send, pauses = Connection._send, [up]
+
+    def late(self: Connection, message: Message, lent: Sequence[int] = ()) -> None:
+        if pauses:
+            hang_up(engine, pauses.pop())
+        send(self, message, lent)
+
+    monkeypatch.setattr(Connection, "_send", late)
+    done = CALLS[call](engine, up)
+    if isinstance(done, Connection):
+        done.close()
+    assert not pauses
 
 
 def test_attach_to_a_paused_job_is_told(serac: Command, engine: Engine, up: str) -> None:

@@ -11,7 +11,8 @@ import os
 import resource
 import select
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -35,6 +36,10 @@ from engine.steps import step
 RLIMITS = {"nofile": 65536, "memlock": 8 << 20, "core": 0}
 """A job's soft and hard limits, where the engine's own hard limits allow as much; all others are the engine's."""
 
+
+T = TypeVar("T")
+TRIES = 100
+"""connections to a job that runs which may be lost, each to a pause that failed"""
 
 REFUSED = (CommandNotFound, CommandNotExecutable, BadPath, InvalidInput)
 """What init answers when a session can't be started; then nothing of it ran."""
@@ -212,6 +217,28 @@ def connected(root: Root, job_id: str) -> Iterator[session.Connection]:
 def reached(root: Root, job_id: str) -> session.Connection:
     """The same to an init that may just be starting: `Connection.greet` comes first. A context."""
     return session.reach(root.io(job_id), timeout=root.timeout)
+
+
+def heard(
+    root: Root, admitted: Callable[[], Job], ask: Callable[[session.Connection, Job], T]
+) -> tuple[session.Connection, T]:
+    """A connection to the init of a job that is ``admitted``, and what it answered on it.
+
+    Init hangs up on who comes just when a pause begins, and has done nothing of what it didn't answer: of a session
+    with lent files nothing but its start. Then the job is to be admitted again, which waits for the verb."""
+    tries = 0
+    while True:
+        job = admitted()
+        try:
+            with contextlib.ExitStack() as stack:
+                connection = stack.enter_context(session.connect(root.io(job.id), timeout=root.timeout))
+                answer = ask(connection, job)
+                stack.pop_all()
+                return connection, answer
+        except WrongState:
+            tries += 1
+            if tries == TRIES:
+                raise
 
 
 def signal_init(root: Root, job: Job, signum: signal.Signals) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from engine import copy, session
+from engine import copy
 from engine.errors import BadPath, InvalidInput, ProtocolError, SeracError, from_os
 from engine.kernel.write import write_all
 from engine.lifecycle import chains, processes
@@ -25,22 +25,22 @@ _PIECE = 256 << 10
 """bytes that are read and written at once"""
 
 
-def copy_in(root: Root, job: Job, source: str | BinaryIO, target: str) -> None:
-    """``source``: a path of the host, or a tar stream. Raises InvalidInput (no such source), BadPath, WrongState (the
-    job doesn't run)."""
-    require(job, JobState.RUNNING, verb="copy into")
+def copy_in(root: Root, settled: Callable[[], Job], source: str | BinaryIO, target: str) -> None:
+    """``settled``: the job when no verb is under way; ``source``: a path of the host, or a tar stream. Raises
+    InvalidInput (no such source), BadPath, WrongState (the job doesn't run)."""
+    require(settled(), JobState.RUNNING, verb="copy into")
     if isinstance(source, str) and not os.path.lexists(source):
         raise InvalidInput(f"{source}: no such file or directory", hint="the source must exist")
-    with _translated(), _worker(root, job, ("unpack", target), feed=True) as stream:
+    with _translated(), _worker(root, settled, ("unpack", target), feed=True) as stream:
         if isinstance(source, str):
             copy.pack_host(source, stream)
         else:
             shutil.copyfileobj(source, stream)
 
 
-def copy_out(root: Root, job: Job, source: str, target: str | BinaryIO) -> None:
+def copy_out(root: Root, settled: Callable[[], Job], source: str, target: str | BinaryIO) -> None:
     """``target``: a path of the host, or where a tar stream goes. Raises BadPath, NoSpace."""
-    with _translated(), _packed(root, job, source) as stream:
+    with _translated(), _packed(root, settled, source) as stream:
         if isinstance(target, str):
             copy.unpack_host(stream, target, outward_links=True)
         else:
@@ -60,9 +60,10 @@ def _translated() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _packed(root: Root, job: Job, source: str) -> Iterator[BinaryIO]:
+def _packed(root: Root, settled: Callable[[], Job], source: str) -> Iterator[BinaryIO]:
+    job = settled()
     if job.state is JobState.RUNNING:
-        with _worker(root, job, ("pack", source), feed=False) as stream:
+        with _worker(root, settled, ("pack", source), feed=False) as stream:
             yield stream
         return
     require(job, JobState.PAUSED, JobState.EXITED, JobState.FAILED, verb="copy from")
@@ -72,16 +73,25 @@ def _packed(root: Root, job: Job, source: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _worker(root: Root, job: Job, arguments: tuple[str, ...], *, feed: bool) -> Iterator[BinaryIO]:
+def _worker(root: Root, settled: Callable[[], Job], arguments: tuple[str, ...], *, feed: bool) -> Iterator[BinaryIO]:
     """The host's end of the worker's input (``feed``) or output. What went wrong first is what is raised: the other end
     only saw the stream break."""
     with contextlib.ExitStack() as stack:
         ours, theirs = _pipe(stack, feed=feed)
         said, problems = _pipe(stack, feed=False)
-        spec = SessionSpec(argv=(processes.recall(root, job).program, *arguments), workdir="/")
-        connection = stack.enter_context(session.connect(root.io(job.id), timeout=root.timeout))
-        # It gets the one pipe for both: the packer reads nothing, the unpacker says nothing.
-        connection.start(spec, attach=True, lend=(theirs.fileno(), theirs.fileno(), problems.fileno()))
+
+        def admitted() -> Job:
+            job = settled()
+            require(job, JobState.RUNNING, verb="copy into" if feed else "copy from")
+            return job
+
+        def start(init: Connection, job: Job) -> None:
+            spec = SessionSpec(argv=(processes.recall(root, job).program, *arguments), workdir="/")
+            # It gets the one pipe for both: the packer reads nothing, the unpacker says nothing.
+            init.start(spec, attach=True, lend=(theirs.fileno(), theirs.fileno(), problems.fileno()))
+
+        connection, _ = processes.heard(root, admitted, start)
+        stack.enter_context(connection)
         theirs.close()
         problems.close()
         failure = None

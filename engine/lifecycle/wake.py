@@ -76,7 +76,7 @@ def introduce(root: Root, job: Job) -> str | None:
             tar.addfile(member, io.BytesIO(content.encode()))
     stream.seek(0)
     try:
-        transfer.copy_in(root, job, stream, "/")
+        transfer.copy_in(root, lambda: job, stream, "/")
     except SeracError as error:
         return str(error)
     return None
