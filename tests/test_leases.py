@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_a_lease_goes_with_its_processes(engine: Engine) -> None:
 def example() -> str:
     """The lines of Python in protocol.h."""
     lines = [line.removeprefix(" *   ") for line in PROTOCOL.read_text().splitlines()]
-    first = next(at for at, line in enumerate(lines) if line.startswith("head, sock ="))
+    first = next(at for at, line in enumerate(lines) if line.startswith("head, packet ="))
     last = next(at for at, line in enumerate(lines) if line.startswith("# kind 16:"))
     return "\n".join(lines[first:last])
 
@@ -75,15 +76,15 @@ def test_the_example_of_the_protocol(engine: Engine) -> None:
     engine.run(JobSpec(base="small", name="a"))
     io = engine._root.io(engine.job("a").id)
     code = example().replace("/run/serac/init.sock", str(io / "init.sock"))
-    asking, waiting = code.split("while", 1)
     names: dict[str, object] = {}
-    exec("import socket, struct\n" + asking, names)
+    asking = threading.Thread(target=exec, args=("import contextlib, socket, struct\n" + code, names))
+    asking.start()
     wait_for(lambda: engine.asked("a"))
     question = engine.asked("a")
     assert question is not None
     assert (question.reason, question.state) == ("deploy?", {"commit": "4f0c2a91"})
     engine.answer("a", {"approve": True})
-    exec("while" + waiting, names)
+    asking.join()
     assert (names["kind"], names["records"]) == (
         16, {b"outcome": b"answered", b"text": b"", b"state": b'{"approve":true}'},
     )  # fmt: skip
