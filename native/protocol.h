@@ -62,7 +62,8 @@
  *                            keeps the engine's end of its socket open; the file is locked (flock) as long as it lives
  *   preload=PATH             a library for its LD_PRELOAD: serac-userfaultfd.so, for a restore that `serac-launch pages` serves
  *   program=PATH  arg=STRING..   what is executed, with the environment of serac-launch
- * criu is executed with the head; the body may be empty.  Report: pid=N (criu's), took=STEP:MICROSECONDS, ready=1 when criu has been executed; or step/errno/path.
+ * criu is executed with the head; the body may be empty.  Report: pid=N (criu's), took=STEP:MICROSECONDS, ready=1 when criu
+ * has been executed; or step/errno/path.
  *
  * `serac-launch pages` brings memory in while a job runs, as `criu lazy-pages` would.  It is a guard and its child, a pager,
  * which stay when serac-launch has ended; while one of them lives nobody reads a zero for a page that is missing.  Keys:
@@ -126,11 +127,11 @@
  * M_INPUT_END feeds it, and is then the one that is waited for when it lags.  M_ATTACHED to a session with stdin=1 says
  * how many bytes of M_INPUT it took (or dropped) since it began, so that who fed it knows what to send again.
  * M_QUIESCE lets starts that are under way be answered, takes what attached ones have sent already as far as there is
- * room for it (what those have sent that are closed: all), kills the sessions with lent files, and is answered when they are reaped and every connection is closed but
- * those that ask or hold from inside: their answer comes after the pause.  Each terminal's holder is then younger than every
- * process that was there before, unless one takes more than 5 seconds for that.  From then on, until somebody connects
- * again, no process of the job holds a descriptor that was a client's, nor a log open for reading.  A second M_QUIESCE
- * meanwhile is EBUSY.
+ * room for it (what those have sent that are closed: all), kills the sessions with lent files, and is answered when they
+ * are reaped and every connection is closed but those that ask or hold from inside: their answer comes after the pause.
+ * Each terminal's holder is then younger than every process that was there before, unless one takes more than 5 seconds for
+ * that.  From then on, until somebody connects again, no process of the job holds a descriptor that was a client's, nor a
+ * log open for reading.  A second M_QUIESCE meanwhile is EBUSY.
  *
  * SESSION SPEC (payload of M_START)
  *   arg=S (repeated)         command; or, instead, steps run one after the other with `/bin/sh -e -c SCRIPT`:
@@ -160,6 +161,7 @@
  *   awake                    while M_AWAKE holds: until=NANOSECONDS (0: until it is let go), reason=TEXT; of several the
  *                            longest.  Who reads it compares `until` with the clock: init doesn't
  * The engine writes:
+ *   N.used                   N was a session's that didn't come back, and no higher number has been: init goes on behind it
  *   generation               another id after each resume, and in each fork
  *   answers                  after a resume in mode `filesystem`, of the command or step that was started again: for each
  *                            question that was answered reason=TEXT, then the records of its M_ANSWER; oldest first, the

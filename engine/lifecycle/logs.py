@@ -103,11 +103,13 @@ def clear(io: Path, context: Context, away: Callable[[Path], None]) -> None:
     kept = {f"{number}.{kind}" for number in ended for kind in ("status", "spec", "log", "log.old")}
     kept |= {f"{spec.id}.{kind}" for spec in coming for kind in ("log", "log.old")} | {f"{last}.used"}
     stay = {entry.name for entry in entries if entry.name in kept and entry.is_file(follow_symlinks=False)}
+    if last > max(map(_number, stay), default=0):
+        away(io / f"{last}.used")
+        store.write_aside(io / f"{last}.used", b"", mode=0o644)
+        stay.add(f"{last}.used")
     for entry in entries:
         if entry.name not in stay:
             away(Path(entry.path))
-    if last > max(map(_number, stay), default=0):
-        store.write_aside(io / f"{last}.used", b"", mode=0o644)
 
 
 def _number(name: str) -> int:
