@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,15 +46,24 @@ def pages(path: Path) -> int:
         os.close(fd)
 
 
-def work(*pids: int) -> Work:
-    """What this process, the children it waited for and ``pids`` have done since each began (proc_pid_io(5))."""
-    totals = Work(0, 0, 0)
+def work(*pids: int) -> dict[int, Work]:
+    """What this process, with the children it waited for, and each of ``pids`` have done since they began
+    (proc_pid_io(5))."""
+    done = {}
     for pid in (os.getpid(), *pids):
         lines = Path(f"/proc/{pid}/io").read_text().splitlines()
         facts = {key: int(value) for key, value in (line.split(": ") for line in lines)}
-        new = (facts["rchar"], facts["wchar"], facts["syscr"] + facts["syscw"])
-        totals = Work(*map(sum, zip(totals, new, strict=True)))
-    return totals
+        done[pid] = Work(facts["rchar"], facts["wchar"], facts["syscr"] + facts["syscw"])
+    return done
+
+
+def since(before: Mapping[int, Work], now: Mapping[int, Work]) -> Work:
+    """What was done between two looks, by all that lived at the second."""
+    total = Work(0, 0, 0)
+    for pid, done in now.items():
+        was = before.get(pid, Work(0, 0, 0))
+        total = Work(*(old + new - gone for old, new, gone in zip(total, done, was, strict=True)))
+    return total
 
 
 def processes(engine: Engine) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from costs import LONG_AGO, SLACK, Work, forget, pages, processes, work
+from costs import LONG_AGO, SLACK, Work, forget, pages, processes, since, work
 from roots import inside
 
 from engine import Engine, JobSpec
@@ -79,7 +79,7 @@ def cost(engine: Engine, verb: Verb, name: str, upper: Path) -> Work:
     forget(files)
     before = work(*processes(engine))
     timings = verb(engine, name)
-    found = Work(*(now - was for now, was in zip(work(*processes(engine)), before, strict=True)))
+    found = since(before, work(*processes(engine)))
     print(f"\n{verb.__name__} {name}: {found}, {', '.join(f'{step} {ms:.1f} ms' for step, ms in timings.items())}")
     assert [path for path in files if path.lstat().st_atime != LONG_AGO] == []
     assert {path: pages(path) for path in files if pages(path)} == {}
@@ -107,7 +107,7 @@ def test_an_access_would_be_seen(tmp_path: Path, root_directory: Path) -> None:
     assert pages(file) == 0
     before = work()
     assert len(file.read_bytes()) == len(os.listdir(directory)) * 100_000
-    assert work().read - before.read >= 100_000
+    assert since(before, work()).read >= 100_000
     assert file.stat().st_atime != LONG_AGO
     assert directory.stat().st_atime != LONG_AGO
     assert pages(file) > 0

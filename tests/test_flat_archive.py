@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jobroots
 import pytest
-from costs import SLACK, Work, forget, pages, processes, work
+from costs import SLACK, Work, forget, pages, processes, since, work
 from roots import shell
 
 from engine import Engine, archive
@@ -85,7 +85,7 @@ def cost(engine: Engine, snapshot: str) -> Cost:
     image = engine.snapshot(snapshot).image
     memory = image.memory if image is not None else 0
     windows = max(pages(path) * BLOCK / window(path) for path in files)
-    total = Work(*(now - was for now, was in zip(done, before, strict=True)))
+    total = since(before, done)
     found = Cost(total._replace(read=total.read - memory), windows)
     print(f"\n{result.mode}: {found}, {', '.join(f'{step} {ms:.1f} ms' for step, ms in result.timings.items())}")
     engine.remove(result.job, force=True)
