@@ -36,8 +36,6 @@ GLANCE, SOON = 0.2, 0.05
 
 _TO_RUN = PASSING | {JobState.PAUSED, JobState.FROZEN}
 """states that an attach may wait in"""
-_TRIES = 100
-"""attaches to a job that was to run again and does when it is looked at, each met by another pause"""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -240,8 +238,8 @@ class AsyncEngine:
                 return await self._connected(Engine.attach, ref, number, offset=offset)
             except (Busy, WrongState):
                 state = (await self.job(ref)).state if wait else None
-                tries += state is JobState.RUNNING  # since then
-                if state is None or state in ENDED or tries == _TRIES:
+                tries += state is JobState.RUNNING  # it was resumed since
+                if state is None or state in ENDED or tries == processes.TRIES:
                     raise
             while (await self.job(ref)).state in _TO_RUN:
                 await self._watch.until(Await(seconds=GLANCE))

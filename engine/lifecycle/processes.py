@@ -36,13 +36,13 @@ from engine.steps import step
 RLIMITS = {"nofile": 65536, "memlock": 8 << 20, "core": 0}
 """A job's soft and hard limits, where the engine's own hard limits allow as much; all others are the engine's."""
 
-
-T = TypeVar("T")
 TRIES = 100
 """connections to a job that runs which may be lost, each to a pause that failed"""
 
 REFUSED = (CommandNotFound, CommandNotExecutable, BadPath, InvalidInput)
 """What init answers when a session can't be started; then nothing of it ran."""
+
+T = TypeVar("T")
 
 
 class Init(msgspec.Struct, frozen=True):
